@@ -1,0 +1,99 @@
+"""The proof that an integer network gives the same bits in every arithmetic, from its graph and weights alone.
+
+Each convolution is checked against the rules of `docs/integers.md`; the outcome is the bundle's `certificate.json`,
+one sheet per layer with the bound, the headroom, the shifts and the parity. A network that breaks a rule is refused
+with the layer's and the rule's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..runtime.errors import UsageError
+from ..runtime.network import (
+    ACCUMULATOR_LIMIT, ACTIVATION_EXP, MAX_SHIFT, MIN_SHIFT, WEIGHT_LIMIT, Add, Concat, Conv, DepthToSpace, Network,
+)
+
+
+@dataclass(frozen=True)
+class LayerProof:
+    """What was proved of one convolution. `accumulator_bound` is the largest |sum| any int8 input can produce."""
+
+    layer: str
+    weight_peak: int
+    accumulator_bound: int
+    headroom_bits: float
+    shift_min: int
+    shift_max: int
+    odd: bool
+
+
+class RuleBroken(UsageError):
+    """A layer breaks a rule of the arithmetic contract."""
+
+    def __init__(self, network: str, layer: str, rule: str, detail: str) -> None:
+        super().__init__(f"network {network}, layer {layer} breaks the rule '{rule}': {detail}")
+        self.network, self.layer, self.rule = network, layer, rule
+
+
+def prove_conv(network: str, node: Conv) -> LayerProof:
+    """Prove one convolution or raise RuleBroken."""
+
+    def require(condition: bool, rule: str, detail: str) -> None:
+        if not condition:
+            raise RuleBroken(network, node.name, rule, detail)
+
+    require(node.weight.dtype == np.int8, "weights are int8", f"they are {node.weight.dtype}")
+    require(node.bias.dtype == np.int32, "biases are int32", f"they are {node.bias.dtype}")
+    weight = node.weight.astype(np.int64)
+    peak = int(np.abs(weight).max())
+    require(peak <= WEIGHT_LIMIT, f"weights within +-{WEIGHT_LIMIT}", f"the largest is {peak}")
+    shift = node.shift.astype(np.int64)
+    require(bool((shift <= MAX_SHIFT).all()), f"shift at most {MAX_SHIFT}", f"the largest is {shift.max()}")
+    bias = node.bias.astype(np.int64)
+    # The input is -128..127: 128 times the sum of magnitudes bounds every partial sum in every order, too.
+    bounds = 128 * np.abs(weight).reshape(len(weight), -1).sum(1) + np.abs(bias)
+    bound = int(bounds.max())
+    require(bound < ACCUMULATOR_LIMIT, "accumulators below 2^24", f"channel {bounds.argmax()} can reach {bound}")
+    odd = bool((weight % 2 == 0).all() and (bias % 2 == 1).all())
+    if not node.raw:
+        # A raw accumulator is not rounded, so it cannot tie.
+        require(odd, "odd accumulators", "weights must be even and biases odd, or a sum can lie half way between two outputs")
+        require(bool((shift >= MIN_SHIFT).all()), f"shift at least {MIN_SHIFT}", f"the smallest is {shift.min()}")
+    return LayerProof(
+        node.name, peak, bound, float(np.round(np.log2(ACCUMULATOR_LIMIT / bound), 2)), int(shift.min()), int(shift.max()), odd
+    )
+
+
+def prove(network: Network) -> list[LayerProof]:
+    """Prove a whole network: known operators, tensors defined before use, int8 where int8 is due, every convolution."""
+    kinds = {name: "int8" for name in network.inputs}
+    proofs = []
+    for node in network.nodes:
+        sources = (node.source,) if isinstance(node, Conv | DepthToSpace) else node.sources
+        for source in sources:
+            if source not in kinds:
+                raise RuleBroken(network.name, node.name, "inputs exist", f"{source} is not defined before it is used")
+        expected = "raw" if isinstance(node, Add) and node.raw else "int8"
+        wrong = [source for source in sources if kinds[source] != expected]
+        if wrong:
+            raise RuleBroken(network.name, node.name, f"inputs are {expected}", f"{wrong[0]} is {kinds[wrong[0]]}")
+        if isinstance(node, Conv):
+            proofs.append(prove_conv(network.name, node))
+        elif not isinstance(node, Add | Concat | DepthToSpace):
+            raise RuleBroken(network.name, str(node), "allowed operators", f"{type(node).__name__} is not one of them")
+        kinds[node.output] = "raw" if isinstance(node, Conv | Add) and node.raw else "int8"
+    return proofs
+
+
+def certificate(networks: dict[str, Network]) -> dict[str, object]:
+    """The proof sheet of all networks as JSON."""
+    return {
+        "contract": {
+            "activation_exp": ACTIVATION_EXP, "accumulator_limit": ACCUMULATOR_LIMIT, "weight_limit": WEIGHT_LIMIT,
+            "min_shift": MIN_SHIFT, "max_shift": MAX_SHIFT,
+        },
+        "networks": {name: [asdict(proof) for proof in prove(network)] for name, network in networks.items()},
+    }

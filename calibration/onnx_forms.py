@@ -1,0 +1,148 @@
+"""Two ONNX spellings of an integer network, both made here because the device has no onnx package.
+
+`qdq_form`: QuantizeLinear/DequantizeLinear around float operators, int8 with zero point 0, as TensorRT wants it.
+`onnxruntime_form`: QLinearConv and ConvInteger over uint8 activations with zero point 128, for which ONNX Runtime has
+its fast x86 kernels. The shift of the zero point changes no value. Both take and give NHWC tensors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ..runtime.network import ACTIVATION_EXP, Add, Concat, Conv, DepthToSpace, Network
+
+OPSET = 17
+IR_VERSION = 8
+"""What ONNX Runtime 1.14 and TensorRT 10.3 both read."""
+ZERO_POINT = 128
+_TO_NCHW, _TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
+
+
+class _Graph:
+    """Collects nodes and initializers; equal constants are stored once."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.raw = {node.output for node in network.nodes if isinstance(node, Conv | Add) and node.raw}
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.initializers.setdefault(name, numpy_helper.from_array(value, name))
+        return name
+
+    def add(self, op: str, inputs: list[str], output: str, *, domain: str = "", **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
+        return output
+
+    def model(self, activation: int) -> bytes:
+        inputs = [
+            helper.make_tensor_value_info(name, activation, ["batch", f"{name}_height", f"{name}_width", channels])
+            for name, channels in self.network.inputs.items()
+        ]
+        outputs = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT if name in self.raw else activation, [None] * 4)
+            for name in self.network.outputs
+        ]
+        graph = helper.make_graph(self.nodes, self.network.name, inputs, outputs, list(self.initializers.values()))
+        domains = {"": OPSET, **{node.domain: 1 for node in self.nodes if node.domain}}
+        opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="linnet")
+        onnx.checker.check_model(model)
+        return model.SerializeToString()
+
+
+def _geometry(node: Conv) -> dict[str, list[int]]:
+    k = node.weight.shape[2]
+    return {"kernel_shape": [k, k], "strides": [node.stride] * 2, "pads": [node.padding] * 4}
+
+
+def qdq_form(network: Network) -> bytes:
+    """The network as Q/DQ ONNX. Boundary tensors are int8 NHWC (raw outputs float32)."""
+    graph = _Graph(network)
+    scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
+    zero = graph.constant("zero", np.int8(0))
+    floats: dict[str, str] = {}
+
+    def dequantised(name: str) -> str:
+        """The float twin of an int8 tensor, made on first use."""
+        if name not in floats:
+            floats[name] = graph.add("DequantizeLinear", [name, scale, zero], f"{name}/float")
+        return floats[name]
+
+    for name in network.inputs:
+        graph.add("Transpose", [name], f"{name}/nchw", perm=_TO_NCHW)
+    alias = {name: f"{name}/nchw" for name in network.inputs}
+    for node in network.nodes:
+        out = f"{node.output}/nchw"
+        alias[node.output] = out
+        if isinstance(node, Conv):
+            weight = graph.constant(f"{node.name}/weight", node.weight)
+            weight_scale = graph.constant(f"{node.name}/weight_scale", np.exp2(-node.shift.astype(np.float32)))
+            weight_zero = graph.constant(f"{node.name}/weight_zero", np.zeros(len(node.weight), np.int8))
+            weight = graph.add("DequantizeLinear", [weight, weight_scale, weight_zero], f"{node.name}/weight_float", axis=0)
+            bias = node.bias * np.exp2(-(ACTIVATION_EXP + node.shift.astype(np.float64)))
+            bias = graph.constant(f"{node.name}/bias", bias.astype(np.float32))
+            result = out if node.raw else f"{out}/wide"
+            graph.add("Conv", [dequantised(alias[node.source]), weight, bias], result, **_geometry(node))
+            if not node.raw:
+                graph.add("QuantizeLinear", [result, scale, zero], out)
+        elif isinstance(node, Add):
+            sources = [alias[s] for s in node.sources]
+            if node.raw:
+                graph.add("Add", sources, out)
+            else:
+                graph.add("Add", [dequantised(s) for s in sources], f"{out}/wide")
+                graph.add("QuantizeLinear", [f"{out}/wide", scale, zero], out)
+        elif isinstance(node, Concat):
+            graph.add("Concat", [dequantised(alias[s]) for s in node.sources], f"{out}/moved", axis=1)
+            graph.add("QuantizeLinear", [f"{out}/moved", scale, zero], out)
+        elif isinstance(node, DepthToSpace):
+            source = dequantised(alias[node.source])
+            graph.add("DepthToSpace", [source], f"{out}/moved", blocksize=node.block, mode="CRD")
+            graph.add("QuantizeLinear", [f"{out}/moved", scale, zero], out)
+    for name in network.outputs:
+        graph.add("Transpose", [alias[name]], name, perm=_TO_NHWC)
+    return graph.model(TensorProto.INT8)
+
+
+def onnxruntime_form(network: Network) -> bytes:
+    """The network over uint8 with zero point 128. Boundary tensors are uint8 NHWC (raw outputs float32)."""
+    graph = _Graph(network)
+    scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
+    zero = graph.constant("zero", np.uint8(ZERO_POINT))
+    alias = {name: graph.add("Transpose", [name], f"{name}/nchw", perm=_TO_NCHW) for name in network.inputs}
+    for node in network.nodes:
+        out = alias[node.output] = f"{node.output}/nchw"
+        if isinstance(node, Conv):
+            weight = graph.constant(f"{node.name}/weight", node.weight)
+            if node.raw:
+                zero_weight = graph.constant("zero_weight", np.int8(0))
+                wide = graph.add("ConvInteger", [alias[node.source], weight, zero, zero_weight], f"{out}/int32", **_geometry(node))
+                steps = np.exp2(-(ACTIVATION_EXP + node.shift.astype(np.float64))).astype(np.float32)
+                bias = (node.bias.astype(np.float64) * steps).astype(np.float32)
+                wide = graph.add("Cast", [wide], f"{out}/cast", to=TensorProto.FLOAT)
+                steps = graph.constant(f"{node.name}/step", steps.reshape(-1, 1, 1))
+                wide = graph.add("Mul", [wide, steps], f"{out}/scaled")
+                graph.add("Add", [wide, graph.constant(f"{node.name}/bias", bias.reshape(-1, 1, 1))], out)
+            else:
+                weight_scale = graph.constant(f"{node.name}/weight_scale", np.exp2(-node.shift.astype(np.float32)))
+                weight_zero = graph.constant(f"{node.name}/weight_zero", np.zeros(len(node.weight), np.int8))
+                bias = graph.constant(f"{node.name}/bias", node.bias)
+                inputs = [alias[node.source], scale, zero, weight, weight_scale, weight_zero, scale, zero, bias]
+                graph.add("QLinearConv", inputs, out, **_geometry(node))
+        elif isinstance(node, Add):
+            a, b = (alias[s] for s in node.sources)
+            if node.raw:
+                graph.add("Add", [a, b], out)
+            else:
+                graph.add("QLinearAdd", [a, scale, zero, b, scale, zero, scale, zero], out, domain="com.microsoft")
+        elif isinstance(node, Concat):
+            graph.add("Concat", [alias[s] for s in node.sources], out, axis=1)
+        elif isinstance(node, DepthToSpace):
+            graph.add("DepthToSpace", [alias[node.source]], out, blocksize=node.block, mode="CRD")
+    for name in network.outputs:
+        graph.add("Transpose", [alias[name]], name, perm=_TO_NHWC)
+    return graph.model(TensorProto.UINT8)

@@ -1,0 +1,107 @@
+"""Layers that train in floating point and compute, bit for bit, what the integer network computes.
+
+Activations live in units of full scale: a value `a` in [-1, 127/128] stands for the int8 number 128 * a. Saturation
+is the network's only non-linearity, so a layer costs nothing but its multiplications on every backend. With
+`exact` off the layers only saturate (float training); with it on they also round weights, biases and activations
+to the grid of `docs/integers.md`, with straight-through gradients, and the forward pass in fp32 *is* the deployed
+network: every number is an integer below 2**24 times a power of two.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..runtime.network import ACTIVATION_EXP, MIN_SHIFT, WEIGHT_LIMIT
+
+FULL_SCALE = 1.0 - 2.0**-ACTIVATION_EXP
+"""Largest activation, 127/128."""
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """Round to nearest; the gradient passes unchanged (Bengio et al., 2013)."""
+    return x + (torch.round(x) - x).detach()
+
+
+def saturate(x: Tensor, exact: bool) -> Tensor:
+    """Clip to [-1, 127/128] and, when `exact`, round to multiples of 1/128."""
+    if exact:
+        x = round_straight_through(x * 2**ACTIVATION_EXP) * 2.0**-ACTIVATION_EXP
+    return x.clamp(-1.0, FULL_SCALE)
+
+
+def weight_exponents(weight: Tensor) -> Tensor:
+    """Per output channel the largest e such that |weight| * 2**e stays within the int8 weight limit. Shape (O,)."""
+    peak = weight.detach().flatten(1).abs().amax(1).clamp_min(2.0**-18)
+    return torch.floor(torch.log2(WEIGHT_LIMIT / peak)).clamp(MIN_SHIFT, 24)
+
+
+class ExactConv2d(nn.Module):
+    """Convolution whose frozen form has even int8 weights, odd int32 biases and power-of-two scales.
+
+    `raw` keeps the accumulator (no rounding, no saturation): for values that leave the network and are quantised
+    elsewhere. `gain` is a power of two between the stored and the effective weight: it sets the layer's learning
+    rate relative to its weights' magnitude, which spans three decades across this codec.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1, *, padding: int | None = None,
+        raw: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stride, self.raw = stride, raw
+        self.padding = kernel // 2 if padding is None else padding
+        self.weight = nn.Parameter(torch.empty(channels_out, channels_in, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(channels_out))
+        self.register_buffer("gain", torch.tensor(1.0))
+        nn.init.kaiming_normal_(self.weight)
+        self.exact = False
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Store `weight` (O, I, K, K) as the effective weight and choose `gain` so that the stored one is O(1/sqrt(fan-in))."""
+        fan_in = weight[0].numel()
+        rms = weight.pow(2).mean().sqrt().clamp_min(1e-8)
+        gain = 2.0 ** torch.round(torch.log2(rms * fan_in**0.5))
+        with torch.no_grad():
+            self.gain.copy_(gain)
+            self.weight.copy_(weight / gain)
+
+    def effective(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias before rounding."""
+        return self.weight * self.gain, self.bias
+
+    def integers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(weight, bias, exponent): even integers, odd integers, and e per output channel with scale 2**-e."""
+        weight, bias = self.effective()
+        exponent = weight_exponents(weight)
+        half = (2.0 ** (exponent - 1)).reshape(-1, 1, 1, 1)
+        weight_int = 2 * torch.round(weight * half).clamp(-WEIGHT_LIMIT // 2, WEIGHT_LIMIT // 2)
+        bias_int = 2 * torch.floor(bias.double() * 2.0 ** (exponent.double() + ACTIVATION_EXP - 1)) + 1
+        return weight_int, bias_int, exponent
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.effective()
+        if self.exact:
+            with torch.no_grad():
+                weight_int, bias_int, exponent = self.integers()
+                weight_grid = weight_int * (2.0**-exponent).reshape(-1, 1, 1, 1)
+                bias_grid = (bias_int * 2.0 ** -(exponent.double() + ACTIVATION_EXP)).to(bias.dtype)
+            weight = weight + (weight_grid - weight).detach() if self.training else weight_grid
+            bias = bias + (bias_grid - bias).detach() if self.training else bias_grid
+        y = F.conv2d(x, weight, bias, self.stride, self.padding)
+        return y if self.raw else saturate(y, self.exact)
+
+
+class SaturatingAdd(nn.Module):
+    """Sum of two tensors of equal scale, saturated. Integers stay integers: nothing is rounded."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a + b).clamp(-1.0, FULL_SCALE)
+
+
+def set_exact(module: nn.Module, exact: bool) -> None:
+    """Switch every layer below `module` between float and integer arithmetic."""
+    for child in module.modules():
+        if hasattr(child, "exact"):
+            child.exact = exact

@@ -1,0 +1,101 @@
+"""From a training checkpoint to a codec bundle: trace, freeze, prove, spell out for every backend, write."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..calibration.certificate import certificate
+from ..calibration.entropy_tables import gaussian_tables
+from ..calibration.known_answers import known_answers
+from ..calibration.onnx_forms import onnxruntime_form, qdq_form
+from ..runtime.bundle import pack_arrays, write_bundle
+from ..runtime.errors import InputError
+from ..runtime.latents import (
+    GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SMALLEST_SCALE, companding_table,
+)
+from ..runtime.network import Network, arrays, describe
+from ..runtime.tiles import BLOCK
+from .models.camera import CODING_STEPS, HYPER_CHANNELS, LATENT_CHANNELS, LOG2_SCALE_BIAS, Camera
+from .tracing import trace
+
+QUALITIES = 100
+PLANE_STEP = 2
+"""Pixels per position of the planes that enter the analysis."""
+
+
+def load_camera(weights: Path) -> Camera:
+    """The camera codec with the averaged weights of a training checkpoint, in exact evaluation mode."""
+    try:
+        state = torch.load(weights, weights_only=True)["average"]
+    except (OSError, KeyError, RuntimeError) as error:
+        raise InputError(f"{weights} is not a training checkpoint of linnet ({error})") from error
+    codec = Camera()
+    codec.load_state_dict(state)
+    codec.set_exact(True)
+    return codec.eval()
+
+
+def quality_tables(codec: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """(gains, table offsets), each (100, latent + hyper channels) int16: quantisation steps in 1/16 and their log."""
+    with torch.no_grad():
+        quality = torch.arange(QUALITIES) / (QUALITIES - 1)
+        gains = codec.gains(quality)[:, :, 0, 0].double().numpy()
+    first_table = -SCALE_STEPS_PER_OCTAVE * math.log2(SMALLEST_SCALE)
+    offsets = SCALE_STEPS_PER_OCTAVE * (LOG2_SCALE_BIAS - np.log2(gains)) + first_table
+    return np.rint(gains * 2**GAIN_EXP).astype(np.int16), np.rint(offsets).astype(np.int16)
+
+
+def hyper_parameters(codec: Camera) -> np.ndarray:
+    """(2 * hyper channels,) int8: mean 0 and the learned log-scale of each hyper channel, as a network would give it."""
+    log_scale = codec.hyper_log_scale.detach().numpy() - LOG2_SCALE_BIAS
+    scaled = np.clip(np.rint(log_scale * SCALE_STEPS_PER_OCTAVE), -128, 127)
+    return np.concatenate([np.zeros(HYPER_CHANNELS), scaled]).astype(np.int8)
+
+
+def complexity(networks: dict[str, Network]) -> dict[str, float]:
+    """Thousands of multiply-accumulates per pixel: of each network, and of the encoder's and the decoder's path."""
+    per_position = {name: sum(count for _, count in network.macs()) for name, network in networks.items()}
+    positions_per_pixel = {"analysis": 1 / PLANE_STEP**2, "hyper_synthesis": 1 / (4 * BLOCK) ** 2}
+    kmac = {name: count * positions_per_pixel.get(name, 1 / BLOCK**2) / 1000 for name, count in per_position.items()}
+    encoder = sum(value for name, value in kmac.items() if name != "synthesis")
+    decoder = sum(value for name, value in kmac.items() if not name.endswith("analysis"))
+    return {name: round(value, 3) for name, value in {**kmac, "encoder": encoder, "decoder": decoder}.items()}
+
+
+def export_camera(weights: Path, out: Path) -> str:
+    """Write the bundle of a camera checkpoint to `out`; returns its identity. Raises UsageError if a rule is broken."""
+    codec = load_camera(weights)
+    networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
+    gains, offsets = quality_tables(codec)
+    frequencies, radii = gaussian_tables()
+    manifest = {
+        "name": "camera", "architecture": "camera", "latent_channels": LATENT_CHANNELS, "hyper_channels": HYPER_CHANNELS,
+        "coding_steps": [asdict(step) for step in CODING_STEPS],
+        "halo": {
+            "analysis": math.ceil(networks["analysis"].receptive_radius() * PLANE_STEP / BLOCK),
+            "synthesis": math.ceil(networks["synthesis"].receptive_radius()),
+        },
+        "kmac_per_pixel": complexity(networks),
+        "networks": {name: describe(network) for name, network in networks.items()},
+    }
+    stored = {f"{name}/{key}": value for name, network in networks.items() for key, value in arrays(network).items()}
+    tables = {
+        "gains": gains, "table_offsets": offsets, "hyper_parameters": hyper_parameters(codec),
+        "companding": companding_table(), "frequencies": frequencies, "radii": radii,
+    }
+    members = {
+        "networks.npz": pack_arrays(stored),
+        "tables.npz": pack_arrays(tables),
+        "known_answers.npz": pack_arrays(known_answers(networks)),
+        "certificate.json": json.dumps(certificate(networks), indent=1).encode(),
+    }
+    for name, network in networks.items():
+        members[f"onnx/{name}.onnxruntime.onnx"] = onnxruntime_form(network)
+        members[f"onnx/{name}.qdq.onnx"] = qdq_form(network)
+    return write_bundle(out, manifest, members)

@@ -1,0 +1,288 @@
+"""The camera codec: a light analysis transform, a hyperprior with four coding steps, and a synthesis transform.
+
+Structure (kMAC/px in `complexity`): joint autoregressive and hierarchical priors (Minnen et al., 2018) with the
+per-pixel autoregression replaced by channel groups (Minnen and Singh, 2020) and a checkerboard for the first group
+(He et al., 2021); gain vectors give one set of weights every quality (Cui et al., 2021). Beside both transforms runs
+a linear bypass over 16x16 blocks that starts as their Karhunen-Loeve transform.
+
+The seven networks are plain modules over `ExactConv2d`, concatenation, pixel shuffle and saturating addition, so that
+`export.tracing` can turn each into an integer network. What happens between them (quantisation, companding, gains) is
+the codec's integer glue; `runtime` does the same in integers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...calibration.qat import ExactConv2d, SaturatingAdd, round_straight_through, saturate, set_exact
+from ...runtime.latents import (
+    COMPANDING_KNEE, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SMALLEST_SCALE, CodingStep, companding_table,
+)
+
+LATENT_CHANNELS = 192
+HYPER_CHANNELS = 64
+FEATURE_CHANNELS = 96
+CODING_STEPS = (
+    CodingStep(0, 32, parity=0, context=0),
+    CodingStep(0, 32, parity=1, context=32),
+    CodingStep(32, 80, parity=None, context=32),
+    CodingStep(80, 192, parity=None, context=80),
+)
+GAIN_ANCHORS = 6
+LOG2_SCALE_BIAS = 1.0
+"""log2 of the scale, in latent units, that a zero output of the entropy parameters means."""
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.spatial = ExactConv2d(channels, channels, 3)
+        self.mix = ExactConv2d(channels, channels, 1)
+        self.add = SaturatingAdd()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x, self.mix(self.spatial(x)))
+
+
+class Analysis(nn.Module):
+    """Planes (N, 12, H/2, W/2) to the latent's accumulator (N, 192, H/16, W/16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down2 = ExactConv2d(12, 24, 3)
+        self.down4 = ExactConv2d(24, 48, 3, 2)
+        self.down8 = ExactConv2d(48, 80, 3, 2)
+        self.blocks = nn.ModuleList(ResidualBlock(80) for _ in range(2))
+        self.down16 = ExactConv2d(80, LATENT_CHANNELS, 3, 2, raw=True)
+        self.bypass = ExactConv2d(12, LATENT_CHANNELS, 8, 8, padding=0, raw=True)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        x = self.down8(self.down4(self.down2(planes)))
+        for block in self.blocks:
+            x = block(x)
+        return self.down16(x) + self.bypass(planes)
+
+
+class HyperAnalysis(nn.Module):
+    """Companded latent (N, 192, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down2 = ExactConv2d(LATENT_CHANNELS, FEATURE_CHANNELS, 3, 2)
+        self.down4 = ExactConv2d(FEATURE_CHANNELS, HYPER_CHANNELS, 3, 2, raw=True)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.down4(self.down2(latent))
+
+
+class ParameterHead(nn.Module):
+    """Features to (mean, log-scale) of one coding step: (N, C, h, w) to (N, 2n, h, w)."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden = ExactConv2d(channels, FEATURE_CHANNELS, 1)
+        self.out = ExactConv2d(FEATURE_CHANNELS, 2 * outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(x))
+
+
+class HyperSynthesis(nn.Module):
+    """Companded hyper-latent and quality plane (N, 65, h/4, w/4) to features (N, 96, h, w) and the first parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up2 = ExactConv2d(HYPER_CHANNELS + 1, 4 * FEATURE_CHANNELS, 3)
+        self.up1 = ExactConv2d(FEATURE_CHANNELS, 4 * FEATURE_CHANNELS, 3)
+        self.head = ParameterHead(FEATURE_CHANNELS, CODING_STEPS[0].channels)
+
+    def forward(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
+        features = F.pixel_shuffle(self.up1(F.pixel_shuffle(self.up2(hyper), 2)), 2)
+        return features, self.head(features)
+
+
+class ContextStep(nn.Module):
+    """Features and the companded latents coded so far to the parameters of the next coding step."""
+
+    def __init__(self, step: CodingStep) -> None:
+        super().__init__()
+        self.context = ExactConv2d(FEATURE_CHANNELS + step.context, FEATURE_CHANNELS, 3)
+        self.head = ParameterHead(FEATURE_CHANNELS, step.channels)
+
+    def forward(self, features: Tensor, coded: Tensor) -> Tensor:
+        return self.head(self.context(torch.cat([features, coded], 1)))
+
+
+class Synthesis(nn.Module):
+    """Latent (N, 192, h, w), and the same companded with the quality plane (N, 193, h, w), to planes (N, 12, 8h, 8w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = ExactConv2d(LATENT_CHANNELS + 1, 128, 3)
+        self.up8 = ExactConv2d(128, 4 * 80, 3)
+        self.blocks = nn.ModuleList(ResidualBlock(80) for _ in range(2))
+        self.up4 = ExactConv2d(80, 4 * 40, 3)
+        self.block4 = ResidualBlock(40)
+        self.up2 = ExactConv2d(40, 4 * 16, 3)
+        self.out = ExactConv2d(16, 12, 3)
+        self.bypass = ExactConv2d(LATENT_CHANNELS, 768, 1)
+        self.add = SaturatingAdd()
+
+    def forward(self, latent: Tensor, companded: Tensor) -> Tensor:
+        x = F.pixel_shuffle(self.up8(self.enter(companded)), 2)
+        for block in self.blocks:
+            x = block(x)
+        x = self.block4(F.pixel_shuffle(self.up4(x), 2))
+        x = self.out(F.pixel_shuffle(self.up2(x), 2))
+        return self.add(x, F.pixel_shuffle(self.bypass(latent), 8))
+
+
+def compand(latent: Tensor, exact: bool) -> Tensor:
+    """The latent as the networks see it: logarithmic, so that small values keep their precision in int8.
+
+    Takes and gives full-scale units; `exact` looks the value up in the runtime's table.
+    """
+    y = torch.asinh(latent * (128 / COMPANDING_KNEE)) * (127 / 128 / math.asinh(128 / COMPANDING_KNEE))
+    if exact:
+        table = torch.from_numpy(companding_table()).to(y.dtype) / 128
+        y = y + (table[(latent.detach() * 128 + 128).long()] - y).detach() if y.requires_grad else table[(latent * 128 + 128).long()]
+    return y
+
+
+def gaussian_bits(value: Tensor, scale: Tensor) -> Tensor:
+    """Bits of `value` under a zero-mean Gaussian of `scale` integrated over unit intervals (Balle et al., 2018)."""
+    magnitude = value.abs()
+    root = math.sqrt(0.5)
+    upper = torch.erfc((magnitude - 0.5) / scale * root)
+    lower = torch.erfc((magnitude + 0.5) / scale * root)
+    return -torch.log2(((upper - lower) * 0.5).clamp_min(1e-30))
+
+
+class Camera(nn.Module):
+    """The whole codec as one trainable module; `forward` takes images in full-scale units and one quality each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.analysis = Analysis()
+        self.hyper_analysis = HyperAnalysis()
+        self.hyper_synthesis = HyperSynthesis()
+        self.context_steps = nn.ModuleList(ContextStep(step) for step in CODING_STEPS[1:])
+        self.synthesis = Synthesis()
+        channels = LATENT_CHANNELS + HYPER_CHANNELS
+        self.finest_log_gain = nn.Parameter(torch.full((channels,), -3.0))
+        self.log_gain_steps = nn.Parameter(torch.full((GAIN_ANCHORS - 1, channels), 0.0))
+        self.hyper_log_scale = nn.Parameter(torch.full((HYPER_CHANNELS,), 2.0))
+        self.exact = False
+        self.networks = True
+        """Off: only the linear bypass runs, so that the entropy model can be warmed up at a fifth of the cost."""
+
+    def log_gains(self, quality: Tensor) -> Tensor:
+        """log2 of the quantisation step in latent units, (N, 192 + 64), for quality positions (N,) in [0, 1].
+
+        Never below 0 (the latent's own grid) and never rising with quality, by construction.
+        """
+        steps = F.softplus(self.log_gain_steps).flip(0).cumsum(0).flip(0)
+        anchors = F.softplus(self.finest_log_gain) + torch.cat([steps, torch.zeros_like(steps[:1])])
+        position = quality.clamp(0, 1) * (GAIN_ANCHORS - 1)
+        left = position.floor().clamp(max=GAIN_ANCHORS - 2).long()
+        fraction = (position - left).unsqueeze(1)
+        return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
+
+    def gains(self, quality: Tensor) -> Tensor:
+        gain = 2.0 ** self.log_gains(quality)
+        if self.exact:
+            gain = round_straight_through(gain * 2**GAIN_EXP) * 2.0**-GAIN_EXP
+        return gain[:, :, None, None]
+
+    def _code(self, value: Tensor, mean: Tensor, log2_scale: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantise `value` around `mean` (latent units): returns the decoded latent in full-scale units and the bits.
+
+        `log2_scale` is that of the latent; dividing by the gain makes it the symbol's.
+        """
+        residual = (value - mean) / gain
+        scale = 2.0 ** (log2_scale - torch.log2(gain)).clamp_min(math.log2(SMALLEST_SCALE))
+        if self.training:
+            bits = gaussian_bits(residual + torch.rand_like(residual) - 0.5, scale)
+        else:
+            bits = gaussian_bits(torch.round(residual), scale)
+        offset = round_straight_through(residual) * gain
+        if self.exact:  # half rounds up, as the runtime's integer shift does
+            offset = offset + (torch.floor(offset + 0.5) - offset).detach()
+        return saturate((mean + offset) / 128, self.exact), bits
+
+    def quality_plane(self, quality: Tensor, like: Tensor) -> Tensor:
+        """A plane (N, 1, h, w) holding the quality position, -127/128 at the coarsest to 127/128 at the finest."""
+        plane = torch.round(quality * 254 - 127) / 128
+        return plane[:, None, None, None].expand(-1, 1, *like.shape[2:])
+
+    def latent(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in full-scale units to latents (N, 192, H/16, W/16) in latent units."""
+        planes = F.pixel_unshuffle(images, 2)
+        if not self.networks:
+            return 128 * self.analysis.bypass(planes)
+        return 128 * self.analysis(planes)
+
+    def code(self, latent: Tensor, quality: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Latent to (decoded latent in full-scale units, bits of each coding step, the hyper-latent's first)."""
+        gain, hyper_gain = self.gains(quality).split([LATENT_CHANNELS, HYPER_CHANNELS], 1)
+        seen = compand(saturate(latent / 128, self.exact), self.exact)
+        hyper = 128 * self.hyper_analysis(seen)
+        zeros = torch.zeros_like(hyper)
+        hyper, hyper_bits = self._code(hyper, zeros, zeros + self.hyper_log_scale[:, None, None], hyper_gain)
+        plane = self.quality_plane(quality, hyper)
+        features, parameters = self.hyper_synthesis(torch.cat([compand(hyper, self.exact), plane], 1))
+        height, width = latent.shape[2:]
+        parity = (torch.arange(height)[:, None] + torch.arange(width)[None]) % 2
+        decoded, bits = torch.zeros_like(latent), [hyper_bits]
+        for index, step in enumerate(CODING_STEPS):
+            if index:
+                context = compand(decoded[:, : step.context], self.exact)
+                parameters = self.context_steps[index - 1](features, context)
+            mean, log_scale = parameters.chunk(2, 1)
+            part = slice(step.first, step.last)
+            log2_scale = log_scale * (128 / SCALE_STEPS_PER_OCTAVE) + LOG2_SCALE_BIAS
+            value, step_bits = self._code(latent[:, part], 128 * mean, log2_scale, gain[:, part])
+            if step.parity is not None:
+                mask = (parity == step.parity).to(latent.dtype)
+                value, step_bits = value * mask, step_bits * mask
+            pad = [0, 0, 0, 0, step.first, LATENT_CHANNELS - step.last]
+            decoded = decoded + F.pad(value, pad)
+            bits.append(step_bits)
+        return decoded, bits
+
+    def reconstruct(self, decoded: Tensor, quality: Tensor) -> Tensor:
+        """Decoded latents (N, 192, h, w) in full-scale units to images (N, 3, 16h, 16w) in full-scale units."""
+        if not self.networks:
+            planes = F.pixel_shuffle(self.synthesis.bypass(decoded), 8)
+        else:
+            plane = self.quality_plane(quality, decoded)
+            planes = self.synthesis(decoded, torch.cat([compand(decoded, self.exact), plane], 1))
+        return F.pixel_shuffle(planes, 2)
+
+    def forward(self, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W), H and W multiples of 64, and quality positions (N,): (decoded images, bits per pixel (N,))."""
+        decoded, bits = self.code(self.latent(images), quality)
+        pixels = images.shape[2] * images.shape[3]
+        bits_per_pixel = sum(part.flatten(1).sum(1) for part in bits) / pixels
+        return self.reconstruct(decoded, quality), bits_per_pixel
+
+    def set_exact(self, exact: bool) -> None:
+        set_exact(self, exact)
+
+    def named_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
+        """Each network a bundle holds, by the name the runtime knows it under, with its inputs' channels."""
+        steps = {
+            f"context_{i}": (module, {"features": FEATURE_CHANNELS, "coded": CODING_STEPS[i].context})
+            for i, module in enumerate(self.context_steps, 1)
+        }
+        return {
+            "analysis": (self.analysis, {"planes": 12}),
+            "hyper_analysis": (self.hyper_analysis, {"latent": LATENT_CHANNELS}),
+            "hyper_synthesis": (self.hyper_synthesis, {"hyper": HYPER_CHANNELS + 1}),
+            **steps,
+            "synthesis": (self.synthesis, {"latent": LATENT_CHANNELS, "companded": LATENT_CHANNELS + 1}),
+        }

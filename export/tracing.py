@@ -1,0 +1,58 @@
+"""From a PyTorch module to an integer network: follow the forward pass symbolically, freeze each layer on the way.
+
+Understands modules made of ExactConv2d, SaturatingAdd, `torch.cat` over channels, `F.pixel_shuffle`, and `+` between
+raw accumulators; anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import fx, nn
+
+from ..calibration.freezing import freeze_conv
+from ..calibration.qat import ExactConv2d, SaturatingAdd
+from ..runtime.errors import UsageError
+from ..runtime.network import Add, Concat, DepthToSpace, Network, Node
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return isinstance(module, ExactConv2d | SaturatingAdd) or super().is_leaf_module(module, qualified_name)
+
+
+def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
+    """The integer network of `module`. `channels` gives the channel count of each argument of its forward."""
+    nodes: list[Node] = []
+    inputs: dict[str, int] = {}
+    outputs: tuple[str, ...] = ()
+    raw: set[str] = set()
+    for node in _Tracer().trace(module).nodes:
+        sources = [argument.name for argument in node.all_input_nodes]
+        target = module.get_submodule(node.target) if node.op == "call_module" else node.target
+        if node.op == "placeholder":
+            inputs[node.name] = channels[node.name]
+        elif node.op == "output":
+            outputs = tuple(sources)
+        elif isinstance(target, ExactConv2d):
+            conv = freeze_conv(target, str(node.target), sources[0], node.name)
+            if conv.raw:
+                raw.add(node.name)
+            nodes.append(conv)
+        elif isinstance(target, SaturatingAdd):
+            nodes.append(Add(str(node.target), (sources[0], sources[1]), node.name, raw=False))
+        elif target is torch.cat:
+            nodes.append(Concat(node.name, tuple(sources), node.name))
+        elif target is nn.functional.pixel_shuffle:
+            nodes.append(DepthToSpace(node.name, sources[0], node.name, int(node.args[1])))
+        elif target is operator.add and raw.issuperset(sources):
+            raw.add(node.name)
+            nodes.append(Add(node.name, (sources[0], sources[1]), node.name, raw=True))
+        else:
+            raise UsageError(
+                f"network {name}: {node.name} ({target}) is not an exact operator; build the module from ExactConv2d, "
+                "SaturatingAdd, torch.cat and F.pixel_shuffle"
+            )
+    return Network(name, inputs, outputs, tuple(nodes))

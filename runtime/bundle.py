@@ -1,0 +1,148 @@
+"""A codec bundle: one zip or directory with everything a device needs to run a codec. Its identity stands in every stream.
+
+`manifest.json` names the members with their SHA-256, the networks' structure and the coding steps; the identity is the
+SHA-256 of the manifest, so it covers every member. Reading checks each member against it; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .core import EntropyTables
+from .errors import InputError, MachineError
+from .latents import CodingStep
+from .network import Network, rebuild
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MAX_MEMBER = 1 << 28
+SHIPPED = "camera"
+"""Name of the bundle inside the package that is used when none is given."""
+
+
+def shipped_path() -> Path:
+    """Where the package keeps its own bundle."""
+    return Path(__file__).resolve().parent.parent / "linnet" / "bundles" / f"{SHIPPED}.lntb"
+
+
+class Bundle:
+    """A read and verified bundle.
+
+    `identity` (hex SHA-256), `name`, `steps` (coding steps in order), and the integer tables `gains` and
+    `table_offsets` (100, latent + hyper channels) int16, `hyper_parameters` (2 * hyper channels,) int8,
+    `companding` (256,) int8, `entropy_tables`.
+    """
+
+    def __init__(self, members: Mapping[str, bytes], origin: str) -> None:
+        self._members, self._origin = members, origin
+        if MANIFEST not in members:
+            raise InputError(f"bundle {origin} has no {MANIFEST}: it is not a linnet bundle")
+        manifest = self._json(MANIFEST)
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise InputError(f"bundle {origin} has format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}")
+        for name, digest in manifest["members"].items():
+            if name not in members or hashlib.sha256(members[name]).hexdigest() != digest:
+                raise InputError(f"bundle {origin}: member {name} is missing or differs from the manifest: get the bundle again")
+        self.identity = hashlib.sha256(members[MANIFEST]).hexdigest()
+        self.manifest = manifest
+        self.name: str = manifest["name"]
+        self.latent_channels: int = manifest["latent_channels"]
+        self.hyper_channels: int = manifest["hyper_channels"]
+        self.steps = tuple(CodingStep(**step) for step in manifest["coding_steps"])
+        self.kmac_per_pixel: dict[str, float] = manifest["kmac_per_pixel"]
+        tables = self._arrays("tables.npz")
+        self.gains, self.table_offsets = tables["gains"], tables["table_offsets"]
+        self.hyper_parameters, self.companding = tables["hyper_parameters"], tables["companding"]
+        self.entropy_tables = EntropyTables(tables["frequencies"], tables["radii"])
+
+    @classmethod
+    def open(cls, path: str | Path | None = None) -> Bundle:
+        """Read the zip or directory at `path`; None opens the shipped bundle."""
+        path = shipped_path() if path is None else Path(path)
+        if path.is_dir():
+            members = {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+            return cls(members, str(path))
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.infolist():
+                    if entry.file_size > MAX_MEMBER:
+                        raise InputError(f"bundle {path}: member {entry.filename} claims {entry.file_size} bytes: too large")
+                return cls({entry.filename: archive.read(entry) for entry in archive.infolist()}, str(path))
+        except FileNotFoundError:
+            raise MachineError(f"bundle {path} does not exist: name another with --bundle or reinstall linnet") from None
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"bundle {path} cannot be read ({error}): get it again") from error
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads(self._members[name])
+        except ValueError as error:
+            raise InputError(f"bundle {self._origin}: {name} is not JSON ({error}): get the bundle again") from error
+
+    def _arrays(self, name: str) -> dict[str, np.ndarray]:
+        with np.load(io.BytesIO(self._members[name]), allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """The proof sheet of the arithmetic contract (`calibration.certificate`)."""
+        return self._json("certificate.json")
+
+    @cached_property
+    def networks(self) -> dict[str, Network]:
+        """The integer networks by name."""
+        stored = self._arrays("networks.npz")
+        networks = {}
+        for name, structure in self.manifest["networks"].items():
+            prefix = f"{name}/"
+            own = {key[len(prefix) :]: value for key, value in stored.items() if key.startswith(prefix)}
+            networks[name] = rebuild(name, structure, own)
+        return networks
+
+    @cached_property
+    def _known_answers(self) -> dict[str, np.ndarray]:
+        return self._arrays("known_answers.npz")
+
+    def known_answer(self, network: str) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        """(inputs by name, expected outputs) of one network."""
+        stored = self._known_answers
+        structure = self.manifest["networks"][network]
+        inputs = {name: stored[f"{network}/in/{name}"] for name in structure["inputs"]}
+        return inputs, [stored[f"{network}/out/{name}"] for name in structure["outputs"]]
+
+    def graphs(self, form: str) -> dict[str, bytes]:
+        """Serialized ONNX models by network; `form` is "onnxruntime" or "qdq"."""
+        return {name: self._members[f"onnx/{name}.{form}.onnx"] for name in self.manifest["networks"]}
+
+
+def write_bundle(path: Path, manifest: dict[str, Any], members: Mapping[str, bytes]) -> str:
+    """Write a bundle as a zip, the same bytes for the same content, and return its identity."""
+    manifest = {
+        "format_version": FORMAT_VERSION, **manifest,
+        "members": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(members.items())},
+    }
+    text = json.dumps(manifest, indent=1).encode()
+    temporary = path.with_suffix(".partial")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in [(MANIFEST, text), *sorted(members.items())]:
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+    temporary.replace(path)
+    return hashlib.sha256(text).hexdigest()
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as an .npz whose bytes depend on the content alone (numpy dates every entry 1980)."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()

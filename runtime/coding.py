@@ -1,0 +1,138 @@
+"""Latents of a batch of tiles to entropy-coded payloads and back.
+
+The order is fixed by the bundle: first the hyper-latent under a fixed table per channel, then each coding step under
+the parameters that the networks predict from everything decoded before it. Nothing here crosses a tile's border: a
+payload decodes by itself. The decoder repeats the encoder's calls exactly, and the networks are integers, so both
+see the same tables on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from . import core
+from .backends import Backend
+from .bundle import Bundle
+from .errors import InputError
+from .latents import CodingStep, quality_value
+from .tiles import BLOCK, HYPER_BLOCK
+
+HYPER_SHRINK = HYPER_BLOCK // BLOCK
+DEAD_ZONE_ROUNDING = 0.5
+"""Encoder's choice: 0.5 rounds residuals to nearest; less prefers the smaller symbol, which costs fewer bits."""
+
+
+class _Symbols(Protocol):
+    """What differs between coding and decoding one step of one tile: fills `decoded` and `companded` in place."""
+
+    def __call__(
+        self, tile: int, step: core.Step, parameters: np.ndarray, decoded: np.ndarray, companded: np.ndarray,
+        value: np.ndarray | None,
+    ) -> None: ...
+
+
+class TileCoder:
+    """Codes tiles of one bundle at one quality (1..100) on one backend. Calls may come from one thread at a time."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, quality: int, pool: ThreadPoolExecutor | None = None) -> None:
+        self._bundle, self._backend, self._pool = bundle, backend, pool
+        self._gains = bundle.gains[quality - 1]
+        self._offsets = bundle.table_offsets[quality - 1]
+        self._quality_value = quality_value(quality)
+
+    def encode(self, latents: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """Latents (N, h, w, C) float32 in full-scale units, h and w multiples of 4, to (payloads, decoded latents int8)."""
+        tables = self._bundle.entropy_tables
+        symbols: list[list[np.ndarray]] = [[] for _ in latents]
+        indices: list[list[np.ndarray]] = [[] for _ in latents]
+
+        def quantize(tile, step, parameters, decoded, companded, value):  # type: ignore[no-untyped-def]
+            tile_symbols, tile_indices = core.quantize(
+                step, value, parameters, tables.skip, DEAD_ZONE_ROUNDING, decoded, companded
+            )
+            symbols[tile].append(tile_symbols)
+            indices[tile].append(tile_indices)
+
+        seen = self._bundle.companding[np.clip(np.rint(latents * 128), -128, 127).astype(np.int16) + 128]
+        hyper = self._backend.run("hyper_analysis", {"latent": seen})[0]
+        decoded = self._walk(latents.shape, quantize, hyper, latents)
+        finish = lambda tile: core.rans_encode(tables, np.concatenate(symbols[tile]), np.concatenate(indices[tile]))  # noqa: E731
+        return self._each(finish, len(latents)), decoded
+
+    def decode(self, payloads: Sequence[bytes], numbers: Sequence[int], height: int, width: int) -> np.ndarray:
+        """Payloads of tiles of `height` x `width` latents to decoded latents (N, h, w, C) int8.
+
+        Raises InputError naming the tile (by `numbers`) whose payload is damaged.
+        """
+        tables = self._bundle.entropy_tables
+        decoders = [core.RansDecoder(payload) for payload in payloads]
+
+        def dequantize(tile, step, parameters, decoded, companded, value):  # type: ignore[no-untyped-def]
+            symbols = decoders[tile].decode(tables, core.step_tables(step, parameters))
+            core.dequantize(step, parameters, symbols, decoded, companded)
+
+        shape = (len(payloads), height, width, self._bundle.latent_channels)
+        decoded = self._walk(shape, dequantize, None, None)
+        for number, decoder in zip(numbers, decoders, strict=True):
+            try:
+                decoder.finish()
+            except InputError as error:
+                raise InputError(f"tile {number}: {error}") from None
+        return decoded
+
+    def _walk(
+        self, shape: tuple[int, ...], code: _Symbols, hyper: np.ndarray | None, latents: np.ndarray | None
+    ) -> np.ndarray:
+        """The one order of coding, shared by both directions; returns the decoded latents."""
+        bundle, count, (height, width) = self._bundle, shape[0], shape[1:3]
+        hyper_height, hyper_width = height // HYPER_SHRINK, width // HYPER_SHRINK
+        channels = bundle.hyper_channels
+        hyper_decoded = np.zeros((count, hyper_height, hyper_width, channels), np.int8)
+        # The quality rides along as one more channel, so that the networks know how coarse their input is.
+        hyper_seen = np.full((count, hyper_height, hyper_width, channels + 1), self._quality_value, np.int8)
+        hyper_companded = np.zeros_like(hyper_decoded)
+        parameters = np.broadcast_to(bundle.hyper_parameters, (hyper_height, hyper_width, 2 * channels)).copy()
+        step = self._step(CodingStep(0, channels, None, 0), hyper_decoded.shape, bundle.latent_channels)
+
+        def code_hyper(tile: int) -> None:
+            value = None if hyper is None else hyper[tile]
+            code(tile, step, parameters, hyper_decoded[tile], hyper_companded[tile], value)
+
+        self._each(code_hyper, count)
+        hyper_seen[..., :channels] = hyper_companded
+        features, parameters_all = self._backend.run("hyper_synthesis", {"hyper": hyper_seen})
+        decoded, companded = np.zeros(shape, np.int8), np.zeros(shape, np.int8)
+        for index, coding_step in enumerate(bundle.steps):
+            if index:
+                context = np.ascontiguousarray(companded[..., : coding_step.context])
+                parameters_all = self._backend.run(f"context_{index}", {"features": features, "coded": context})[0]
+            self._code_step(coding_step, parameters_all, code, decoded, companded, latents)
+        return decoded
+
+    def _code_step(
+        self, coding_step: CodingStep, parameters: np.ndarray, code: _Symbols, decoded: np.ndarray,
+        companded: np.ndarray, latents: np.ndarray | None,
+    ) -> None:
+        step = self._step(coding_step, decoded.shape, 0)
+
+        def code_tile(tile: int) -> None:
+            value = None if latents is None else latents[tile]
+            code(tile, step, parameters[tile], decoded[tile], companded[tile], value)
+
+        self._each(code_tile, len(decoded))
+
+    def _step(self, step: CodingStep, shape: tuple[int, ...], table_base: int) -> core.Step:
+        part = slice(table_base + step.first, table_base + step.last)
+        return core.Step(
+            height=shape[1], width=shape[2], channels=shape[3], first=step.first, last=step.last,
+            parity=-1 if step.parity is None else step.parity, gain=self._gains[part], table_offset=self._offsets[part],
+            companding=self._bundle.companding, tables=len(self._bundle.entropy_tables.skip),
+        )
+
+    def _each(self, function: Callable, count: int) -> list:  # type: ignore[type-arg]
+        """`function` of each tile number, in parallel where there is a pool (the native core releases the lock)."""
+        return list((self._pool.map if self._pool else map)(function, range(count)))

@@ -1,0 +1,49 @@
+"""The integer glue between the networks: quality gains, quantisation, scale tables and companding.
+
+A latent `v` is an int8 number. A quality maps each channel to a step `gain / 16 >= 1` in units of v; the symbol `s`
+codes v around its predicted mean: v = clamp(mean + round(s * gain / 16)). This module owns those definitions and their
+constants; the float twin that trains is `export.models.camera`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+GAIN_EXP = 4
+"""Gains are integers in units of 2**-GAIN_EXP latent units."""
+SCALE_STEPS_PER_OCTAVE = 8
+"""Entropy tables per doubling of the Gaussian scale; also the unit of the networks' log-scale outputs."""
+SCALE_TABLES = 80
+SMALLEST_SCALE = 0.11
+"""Scale, in symbols, of entropy table 0 (Balle et al., 2018); table i has SMALLEST_SCALE * 2**(i / 8)."""
+COMPANDING_KNEE = 3.0
+
+
+@dataclass(frozen=True)
+class CodingStep:
+    """Latent channels [first, last) that are coded together, at every position or at those of one checkerboard parity.
+
+    `context` is how many leading channels, companded, the step's network sees (0: only the hyper features).
+    """
+
+    first: int
+    last: int
+    parity: int | None
+    context: int
+
+    @property
+    def channels(self) -> int:
+        return self.last - self.first
+
+
+def companding_table() -> np.ndarray:
+    """(256,) int8: what the networks see for the latent -128 + i, an inverse hyperbolic sine over the int8 range."""
+    latent = np.arange(-128, 128)
+    return np.rint(127 * np.arcsinh(latent / COMPANDING_KNEE) / np.arcsinh(128 / COMPANDING_KNEE)).astype(np.int8)
+
+
+def quality_value(quality: int) -> int:
+    """The int8 value of the quality plane that the networks see, -127 at quality 1 to 127 at 100."""
+    return round((quality - 1) * 254 / 99) - 127

@@ -1,0 +1,158 @@
+"""An integer network as data: a list of convolutions and exact operators over int8 tensors.
+
+This is what calibration hands to the runtime and what every backend computes. The numpy reference executes it as
+written; the ONNX graphs beside it in a bundle are other spellings of the same list. See `docs/integers.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+ACTIVATION_EXP = 7
+"""Every activation has scale 2**-7 and zero point 0: int8 -128..127 stands for -1..127/128."""
+WEIGHT_LIMIT = 126
+"""Largest weight magnitude. Weights are even (see the parity rule), so this is the largest even int8."""
+MIN_SHIFT = 2
+"""Smallest right shift from accumulator to int8; below it odd accumulators could still tie."""
+MAX_SHIFT = 24
+ACCUMULATOR_LIMIT = 1 << 24
+"""Accumulators stay below this, so that fp32 holds every partial sum exactly."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """2-D convolution with zero padding. int8 in; int8 out by shift, rounding and saturation, or float32 if `raw`.
+
+    weight (O, I, k, k) int8 even; bias (O,) int32 odd; shift (O,) uint8: the accumulator of output channel o has the
+    scale 2**-(ACTIVATION_EXP + shift[o]). `raw` gives the accumulator itself, times that scale, as float32: exact.
+    """
+
+    name: str
+    source: str
+    output: str
+    weight: np.ndarray
+    bias: np.ndarray
+    shift: np.ndarray
+    stride: int
+    padding: int
+    raw: bool
+
+
+@dataclass(frozen=True)
+class Add:
+    """int8 + int8, saturated; or, if `raw`, one float32 addition of two raw tensors (encoder side only)."""
+
+    name: str
+    sources: tuple[str, str]
+    output: str
+    raw: bool
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Channel concatenation."""
+
+    name: str
+    sources: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class DepthToSpace:
+    """Channels (C * b * b) to a b times larger plane; channel c * b * b + dy * b + dx goes to phase (dy, dx)."""
+
+    name: str
+    source: str
+    output: str
+    block: int
+
+
+Node = Conv | Add | Concat | DepthToSpace
+
+
+@dataclass(frozen=True)
+class Network:
+    """Nodes in execution order. `inputs` maps names to channels; tensors at the boundary are NHWC."""
+
+    name: str
+    inputs: Mapping[str, int]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    def macs(self, channels: Mapping[str, int] | None = None) -> list[tuple[str, float]]:
+        """(convolution, multiply-accumulates per position of the first input's plane), in order."""
+        scale = {name: 1.0 for name in self.inputs}
+        counts = []
+        for node in self.nodes:
+            if isinstance(node, Conv):
+                scale[node.output] = scale[node.source] / node.stride
+                counts.append((node.name, node.weight.size * scale[node.output] ** 2))
+            elif isinstance(node, DepthToSpace):
+                scale[node.output] = scale[node.source] * node.block
+            else:
+                scale[node.output] = scale[node.sources[0]]
+        return counts
+
+    def receptive_radius(self, output: str | None = None) -> float:
+        """How far, in positions of the input planes, an output position sees to either side (the larger side)."""
+        low = {name: 0.0 for name in self.inputs}
+        high = dict(low)
+        jump = {name: 1.0 for name in self.inputs}
+        for node in self.nodes:
+            if isinstance(node, Conv):
+                step = jump[node.source]
+                reach = node.weight.shape[2] - 1 - node.padding
+                low[node.output] = low[node.source] + node.padding * step
+                high[node.output] = high[node.source] + reach * step
+                jump[node.output] = step * node.stride
+            elif isinstance(node, DepthToSpace):
+                low[node.output], high[node.output] = low[node.source], high[node.source]
+                jump[node.output] = jump[node.source] / node.block
+            else:
+                low[node.output] = max(low[s] for s in node.sources)
+                high[node.output] = max(high[s] for s in node.sources)
+                jump[node.output] = jump[node.sources[0]]
+        names = self.outputs if output is None else (output,)
+        return max(max(low[n], high[n]) for n in names)
+
+
+def describe(network: Network) -> dict[str, Any]:
+    """The network's structure as JSON; the arrays travel apart (see `arrays`)."""
+    nodes = []
+    for node in network.nodes:
+        fields = {k: v for k, v in vars(node).items() if not isinstance(v, np.ndarray)}
+        nodes.append({"op": type(node).__name__, **fields})
+    return {"inputs": dict(network.inputs), "outputs": list(network.outputs), "nodes": nodes}
+
+
+def arrays(network: Network) -> dict[str, np.ndarray]:
+    """Weights, biases and shifts by "convolution.field"."""
+    return {
+        f"{node.name}.{field}": getattr(node, field)
+        for node in network.nodes if isinstance(node, Conv) for field in ("weight", "bias", "shift")
+    }
+
+
+def rebuild(name: str, structure: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Network:
+    """Inverse of `describe` and `arrays`. Raises InputError for an operator that this version does not know."""
+    nodes: list[Node] = []
+    for fields in structure["nodes"]:
+        fields = dict(fields)
+        op = fields.pop("op")
+        if op == "Conv":
+            nodes.append(Conv(**fields, **{f: stored[f"{fields['name']}.{f}"] for f in ("weight", "bias", "shift")}))
+        elif op == "Add":
+            nodes.append(Add(**{**fields, "sources": tuple(fields["sources"])}))
+        elif op == "Concat":
+            nodes.append(Concat(**{**fields, "sources": tuple(fields["sources"])}))
+        elif op == "DepthToSpace":
+            nodes.append(DepthToSpace(**fields))
+        else:
+            raise InputError(f"network {name} uses operator {op}, which this version of linnet does not know: update linnet")
+    return Network(name, dict(structure["inputs"]), tuple(structure["outputs"]), tuple(nodes))

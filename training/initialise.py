@@ -1,0 +1,87 @@
+"""Where training starts: the Karhunen-Loeve transform in the bypass, and data-dependent scales everywhere else.
+
+With saturation as the only non-linearity a layer works when its outputs fill the int8 range and one side saturates
+often; PyTorch's default start leaves deep layers near zero, where nothing trains.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..calibration.qat import ExactConv2d
+from ..export.models import camera
+
+BLOCK = 16
+FINEST_STEP = 14.0
+"""Quantisation step of an orthonormal 16x16x3 coefficient, in pixel levels, at quality 100."""
+COARSEST_STEP = 150.0
+HIDDEN_MEAN, HIDDEN_STD = -0.6, 0.5
+LINEAR_STD = {"mix": 0.1, "out": 0.02, "down16": 0.01, "down4": 5 / 128}
+"""Output spread of the layers that must start linear, by the last part of their name."""
+
+
+def principal_components(patches: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leading components (count, 768) and variances (count,) of (N, 768) patches; the mean is not removed."""
+    variance, vectors = np.linalg.eigh(patches.T.astype(np.float64) @ patches / len(patches))
+    return vectors[:, ::-1][:, :count].T, variance[::-1][:count]
+
+
+def initialise(codec: camera.Camera, images: Tensor) -> None:
+    """Set every weight of `codec` from `images` (N, 3, H, W) in full-scale units, H and W multiples of 64."""
+    with torch.no_grad():
+        deviations = _initialise_bypass(codec, images)
+        _initialise_gains(codec)
+        _initialise_by_data(codec, images[:16])
+        heads = [codec.hyper_synthesis.head, *(step.head for step in codec.context_steps)]
+        for head, step in zip(heads, camera.CODING_STEPS, strict=True):
+            log2 = torch.from_numpy(np.log2(deviations[step.first : step.last])).float()
+            log2 = log2.clamp_min(-1)
+            head.out.bias[step.channels :] = (log2 - camera.LOG2_SCALE_BIAS) * (camera.SCALE_STEPS_PER_OCTAVE / 128)
+
+
+def _initialise_bypass(codec: camera.Camera, images: Tensor) -> np.ndarray:
+    """Karhunen-Loeve transform of 16x16 blocks in both bypasses; returns the latents' standard deviations."""
+    blocks = nn.functional.pixel_unshuffle(images * 128, BLOCK).permute(0, 2, 3, 1).reshape(-1, 3 * BLOCK**2).numpy()
+    basis, variance = principal_components(blocks, camera.LATENT_CHANNELS)
+    peak = np.quantile(np.abs(blocks @ basis.T), 0.9999, axis=0)
+    step = np.maximum(FINEST_STEP, peak / 120)
+    # Blocks are ordered (channel, row, column) of 16; the planes are (channel, 2x2 phase) at half resolution.
+    vectors = torch.from_numpy(basis.copy()).float().reshape(-1, 3, BLOCK, BLOCK)
+    planes = nn.functional.pixel_unshuffle(vectors, 2)
+    steps = torch.from_numpy(step).float()
+    codec.analysis.bypass.set_weight(planes / steps[:, None, None, None])
+    codec.synthesis.bypass.set_weight((planes * steps[:, None, None, None]).flatten(1).T[:, :, None, None].contiguous())
+    return np.sqrt(variance) / step
+
+
+def _initialise_gains(codec: camera.Camera) -> None:
+    octaves = math.log2(COARSEST_STEP / FINEST_STEP) / (camera.GAIN_ANCHORS - 1)
+    codec.log_gain_steps.fill_(math.log(math.expm1(octaves)))
+
+
+def _initialise_by_data(codec: camera.Camera, images: Tensor) -> None:
+    """Normalise each layer's outputs on real data, in the order the data reaches them (Mishkin and Matas, 2016)."""
+    handles = []
+    for name, layer in codec.named_modules():
+        if isinstance(layer, ExactConv2d) and not name.endswith("bypass"):
+            handles.append(layer.register_forward_pre_hook(_normaliser(name.split(".")[-1])))
+    codec.eval()
+    codec(images, torch.linspace(0, 1, len(images)))
+    for handle in handles:
+        handle.remove()
+
+
+def _normaliser(role: str):
+    def normalise(layer: ExactConv2d, inputs: tuple[Tensor, ...]) -> None:
+        weight, _ = layer.effective()
+        y = nn.functional.conv2d(inputs[0], weight, None, layer.stride, layer.padding)
+        mean, std = y.mean((0, 2, 3)), y.std((0, 2, 3)).clamp_min(1e-6)
+        scale = LINEAR_STD.get(role, HIDDEN_STD) / std
+        layer.set_weight(weight * scale[:, None, None, None])
+        layer.bias.copy_((0.0 if role in LINEAR_STD else HIDDEN_MEAN) - mean * scale)
+
+    return normalise
