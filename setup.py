@@ -1,6 +1,6 @@
 """Builds the native core and maps the tree's folders onto the package `linnet`; everything else is in pyproject.toml."""
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 FOLDERS = {
     "linnet": "linnet",
@@ -13,4 +13,30 @@ FOLDERS = {
     "linnet.benchmarks": "benchmarks",
 }
 
-setup(packages=list(FOLDERS), package_dir=FOLDERS)
+# Loaded with ctypes, so one build serves every Python version (hence "limited API", although no Python.h is used).
+# -ffp-contract=off: a fused multiply-add would let the encoder round differently from machine to machine.
+NATIVE = Extension(
+    "linnet.runtime._native",
+    sources=[f"runtime/native/{name}.cc" for name in ("crc32c", "entropy", "errors", "latents", "pixels")],
+    depends=["runtime/native/kernels.h", "runtime/native/linnet.h"],
+    language="c++",
+    extra_compile_args=[
+        "-std=c++17",
+        "-O3",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fvisibility=hidden",
+        "-ffp-contract=off",
+        "-fno-exceptions",
+        "-fno-rtti",
+    ],
+    py_limited_api=True,
+)
+
+setup(
+    packages=list(FOLDERS),
+    package_dir=FOLDERS,
+    ext_modules=[NATIVE],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

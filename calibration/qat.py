@@ -17,6 +17,8 @@ from ..runtime.network import ACTIVATION_EXP, MIN_SHIFT, WEIGHT_LIMIT
 
 FULL_SCALE = 1.0 - 2.0**-ACTIVATION_EXP
 """Largest activation, 127/128."""
+LEAK = 0.1
+"""Gradient of the saturation outside its range; the forward pass is exactly flat there."""
 
 
 def round_straight_through(x: Tensor) -> Tensor:
@@ -24,11 +26,24 @@ def round_straight_through(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
+class _Saturate(torch.autograd.Function):
+    """Clip (and round) with a small gradient outside the range, so that a channel that saturates everywhere recovers."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, exact: bool) -> Tensor:  # type: ignore[no-untyped-def, override]
+        y = torch.round(x * 2**ACTIVATION_EXP) * 2.0**-ACTIVATION_EXP if exact else x
+        ctx.save_for_backward((x >= -1.0) & (x <= FULL_SCALE))
+        return y.clamp(-1.0, FULL_SCALE)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+        (inside,) = ctx.saved_tensors
+        return gradient * (inside * (1 - LEAK) + LEAK), None
+
+
 def saturate(x: Tensor, exact: bool) -> Tensor:
     """Clip to [-1, 127/128] and, when `exact`, round to multiples of 1/128."""
-    if exact:
-        x = round_straight_through(x * 2**ACTIVATION_EXP) * 2.0**-ACTIVATION_EXP
-    return x.clamp(-1.0, FULL_SCALE)
+    return _Saturate.apply(x, exact)
 
 
 def weight_exponents(weight: Tensor) -> Tensor:
@@ -97,7 +112,7 @@ class SaturatingAdd(nn.Module):
     """Sum of two tensors of equal scale, saturated. Integers stay integers: nothing is rounded."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a + b).clamp(-1.0, FULL_SCALE)
+        return saturate(a + b, False)
 
 
 def set_exact(module: nn.Module, exact: bool) -> None:

@@ -19,9 +19,15 @@ BLOCK = 16
 FINEST_STEP = 14.0
 """Quantisation step of an orthonormal 16x16x3 coefficient, in pixel levels, at quality 100."""
 COARSEST_STEP = 150.0
-HIDDEN_MEAN, HIDDEN_STD = -0.6, 0.5
-LINEAR_STD = {"mix": 0.1, "out": 0.02, "down16": 0.01, "down4": 5 / 128}
-"""Output spread of the layers that must start linear, by the last part of their name."""
+HYPER_OCTAVES = 0.05
+"""Octaves by which the hyper-latent's step grows from one gain anchor to the next coarser one, at the start."""
+HIDDEN_MEAN, HIDDEN_STD = -0.5, 0.45
+LINEAR_STD = {"mix": 0.1, "out": 0.05, "down16": 0.05}
+"""Output spread of layers that stay linear, by the last part of their name; it sets their learning rate."""
+SILENT = {"out": 0.01, "down16": 0.01}
+"""Of these, the ones that start nearly silent: noise that they added to a working bypass would be unlearned by
+killing the layers before them."""
+HYPER_STD = 5 / 128
 
 
 def principal_components(patches: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +67,8 @@ def _initialise_bypass(codec: camera.Camera, images: Tensor) -> np.ndarray:
 def _initialise_gains(codec: camera.Camera) -> None:
     octaves = math.log2(COARSEST_STEP / FINEST_STEP) / (camera.GAIN_ANCHORS - 1)
     codec.log_gain_steps.fill_(math.log(math.expm1(octaves)))
+    # The hyper-latent starts fine at every quality: one that starts coarse is all zero and never learns to help.
+    codec.log_gain_steps[:, camera.LATENT_CHANNELS :] = math.log(math.expm1(HYPER_OCTAVES))
 
 
 def _initialise_by_data(codec: camera.Camera, images: Tensor) -> None:
@@ -68,20 +76,25 @@ def _initialise_by_data(codec: camera.Camera, images: Tensor) -> None:
     handles = []
     for name, layer in codec.named_modules():
         if isinstance(layer, ExactConv2d) and not name.endswith("bypass"):
-            handles.append(layer.register_forward_pre_hook(_normaliser(name.split(".")[-1])))
+            role = name.split(".")[-1]
+            linear = HYPER_STD if name == "hyper_analysis.down4" else LINEAR_STD.get(role)
+            handles.append(layer.register_forward_pre_hook(_normaliser(linear, SILENT.get(role, 1.0))))
     codec.eval()
     codec(images, torch.linspace(0, 1, len(images)))
     for handle in handles:
         handle.remove()
 
 
-def _normaliser(role: str):
+def _normaliser(linear: float | None, loudness: float):  # type: ignore[no-untyped-def]
+    """A hook that gives a layer's outputs the mean and spread it should start with, then `loudness` times that."""
+
     def normalise(layer: ExactConv2d, inputs: tuple[Tensor, ...]) -> None:
         weight, _ = layer.effective()
         y = nn.functional.conv2d(inputs[0], weight, None, layer.stride, layer.padding)
         mean, std = y.mean((0, 2, 3)), y.std((0, 2, 3)).clamp_min(1e-6)
-        scale = LINEAR_STD.get(role, HIDDEN_STD) / std
+        scale = (HIDDEN_STD if linear is None else linear) / std
         layer.set_weight(weight * scale[:, None, None, None])
-        layer.bias.copy_((0.0 if role in LINEAR_STD else HIDDEN_MEAN) - mean * scale)
+        layer.weight.mul_(loudness)
+        layer.bias.copy_(((HIDDEN_MEAN if linear is None else 0.0) - mean * scale) * loudness)
 
     return normalise

@@ -26,7 +26,7 @@ from .initialise import initialise
 
 LAMBDA_RANGE = (0.0011, 0.13)
 """Weight of the mean squared error (levels of 0..255) against bits per pixel at quality 1 and 100."""
-LEARNING_RATE = (1e-3, 2e-5)
+LEARNING_RATE = (3e-4, 1e-5)
 AVERAGE_DECAY = 0.9985
 GRADIENT_LIMIT = 1.0
 CHECKPOINT_SECONDS = 180
@@ -34,9 +34,9 @@ VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 PHASES = (
     # share of the time up to which the phase lasts, networks on, exact arithmetic, crop, batch
-    (0.06, False, False, 128, 8),
-    (0.60, True, False, 128, 8),
-    (0.85, True, True, 128, 8),
+    (0.05, False, False, 128, 8),
+    (0.68, True, False, 128, 8),
+    (0.88, True, True, 128, 8),
     (1.00, True, True, 256, 2),
 )
 
@@ -110,7 +110,7 @@ def train(folder: Path, out: Path, minutes: float, seed: int) -> None:
             model.networks = networks
             model.set_exact(exact)
         high, low = LEARNING_RATE
-        rate = min(1.0, (step + 1) / 200) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
+        rate = min(1.0, (step + 1) / 500) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         images = photographs.batch(batch, crop, rng)

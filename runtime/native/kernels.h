@@ -1,0 +1,26 @@
+// The hot loops that exist twice: a plain one that defines the result, and the best one for the processor at hand.
+// Not part of the interface; the native test driver compares the two. Every pair gives the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "linnet.h"
+
+namespace linnet {
+
+// Raw CRC register in, raw register out (no inversions).
+using UpdateCrc = uint32_t (*)(uint32_t crc, const uint8_t *data, size_t size);
+uint32_t update_crc_plain(uint32_t crc, const uint8_t *data, size_t size);
+UpdateCrc best_update_crc();
+
+// Two rows of 2 * blocks pixels to `blocks` groups of twelve, and back. Touches exactly those bytes.
+using BlocksToPlanes = void (*)(const uint8_t *top, const uint8_t *bottom, size_t blocks, int8_t *planes);
+void blocks_to_planes_plain(const uint8_t *top, const uint8_t *bottom, size_t blocks, int8_t *planes);
+BlocksToPlanes best_blocks_to_planes();
+
+using PlanesToBlocks = void (*)(const int8_t *planes, size_t blocks, uint8_t *top, uint8_t *bottom);
+void planes_to_blocks_plain(const int8_t *planes, size_t blocks, uint8_t *top, uint8_t *bottom);
+PlanesToBlocks best_planes_to_blocks();
+
+}  // namespace linnet

@@ -1,0 +1,132 @@
+// The arithmetic between the networks and the entropy coder, for one tile; integers in all that a decoder repeats.
+#include <algorithm>
+
+#include "linnet.h"
+
+namespace {
+
+constexpr int kGainExp = 4;
+constexpr int kMinGain = 1 << kGainExp;
+constexpr uint64_t kMaxElements = uint64_t(1) << 30;
+constexpr float kMaxMagnitude = 511;  // one less than the entropy coder's range, for symmetry
+
+bool valid(const linnet_step *step)
+{
+    if (!step || !step->gain || !step->table_offset || !step->companding)
+        return false;
+    if (!step->height || !step->width || step->first >= step->last || step->last > step->channels)
+        return false;
+    if (step->parity < -1 || step->parity > 1 || !step->tables || step->tables > LINNET_MAX_TABLES)
+        return false;
+    const uint64_t positions = uint64_t(step->height) * step->width;
+    if (positions > kMaxElements || positions * step->channels > kMaxElements)
+        return false;
+    for (uint32_t c = 0; c < step->last - step->first; c++)
+        if (step->gain[c] < kMinGain)
+            return false;
+    return true;
+}
+
+// Calls visit(position, k) for each position of the step, k counting them; returns how many there are.
+template <typename Visit>
+size_t each_position(const linnet_step &step, Visit visit)
+{
+    size_t k = 0;
+    const uint32_t stride = step.parity < 0 ? 1 : 2;
+    for (uint32_t row = 0; row < step.height; row++) {
+        const uint32_t first = step.parity < 0 ? 0 : (row + uint32_t(step.parity)) & 1;
+        for (uint32_t column = first; column < step.width; column += stride)
+            visit(size_t(row) * step.width + column, k++);
+    }
+    return k;
+}
+
+inline void choose_tables(uint32_t n, const int8_t *__restrict scale, const int16_t *__restrict offset, uint32_t tables,
+                          uint8_t *__restrict index)
+{
+    const int32_t top = int32_t(tables) - 1;
+    for (uint32_t c = 0; c < n; c++)
+        index[c] = uint8_t(std::clamp(int32_t(scale[c]) + offset[c], 0, top));
+}
+
+inline void quantize(uint32_t n, const float *__restrict latent, const int8_t *__restrict mean,
+                     const int16_t *__restrict gain, float rounding, int16_t *__restrict symbol)
+{
+    for (uint32_t c = 0; c < n; c++) {
+        const float r = (128.0f * latent[c] - float(mean[c])) * 16.0f / float(gain[c]);
+        float magnitude = (r < 0 ? -r : r) + rounding;
+        magnitude = magnitude > 0 ? magnitude : 0;  // NaN
+        const int32_t whole = int32_t(magnitude < kMaxMagnitude ? magnitude : kMaxMagnitude);
+        symbol[c] = int16_t(r < 0 ? -whole : whole);
+    }
+}
+
+inline void dequantize(uint32_t n, const int8_t *__restrict mean, const int16_t *__restrict gain,
+                       const int16_t *__restrict symbol, int8_t *__restrict decoded)
+{
+    for (uint32_t c = 0; c < n; c++) {
+        const int32_t v = mean[c] + ((int32_t(symbol[c]) * gain[c] + (1 << (kGainExp - 1))) >> kGainExp);
+        decoded[c] = int8_t(std::clamp(v, -128, 127));
+    }
+}
+
+inline void compand(uint32_t n, const int8_t *__restrict table, const int8_t *__restrict decoded,
+                    int8_t *__restrict companded)
+{
+    for (uint32_t c = 0; c < n; c++)
+        companded[c] = table[decoded[c] + 128];
+}
+
+}  // namespace
+
+int linnet_step_quantize(const linnet_step *step, const float *latent, const int8_t *params, const uint8_t *skip,
+                         float rounding, int8_t *decoded, int8_t *companded, int16_t *symbols, uint8_t *table_index,
+                         size_t *count)
+{
+    if (!valid(step) || !latent || !params || !skip || !decoded || !companded || !symbols || !table_index || !count)
+        return LINNET_ERROR_ARGUMENT;
+    if (!(rounding > 0 && rounding <= 0.5f))
+        return LINNET_ERROR_ARGUMENT;
+    const uint32_t n = step->last - step->first;
+    int16_t keep[LINNET_MAX_TABLES];  // a mask, since a branch on it would be mispredicted often
+    for (uint32_t i = 0; i < step->tables; i++)
+        keep[i] = skip[i] ? 0 : -1;
+    *count = n * each_position(*step, [&](size_t position, size_t k) {
+        const int8_t *mean = params + position * 2 * n;
+        const size_t at = position * step->channels + step->first;
+        int16_t *symbol = symbols + k * n;
+        uint8_t *index = table_index + k * n;
+        choose_tables(n, mean + n, step->table_offset, step->tables, index);
+        quantize(n, latent + at, mean, step->gain, rounding, symbol);
+        for (uint32_t c = 0; c < n; c++)
+            symbol[c] = int16_t(symbol[c] & keep[index[c]]);
+        dequantize(n, mean, step->gain, symbol, decoded + at);
+        compand(n, step->companding, decoded + at, companded + at);
+    });
+    return LINNET_OK;
+}
+
+int linnet_step_tables(const linnet_step *step, const int8_t *params, uint8_t *table_index, size_t *count)
+{
+    if (!valid(step) || !params || !table_index || !count)
+        return LINNET_ERROR_ARGUMENT;
+    const uint32_t n = step->last - step->first;
+    *count = n * each_position(*step, [&](size_t position, size_t k) {
+        choose_tables(n, params + position * 2 * n + n, step->table_offset, step->tables, table_index + k * n);
+    });
+    return LINNET_OK;
+}
+
+int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const int16_t *symbols, int8_t *decoded,
+                           int8_t *companded)
+{
+    if (!valid(step) || !params || !symbols || !decoded || !companded)
+        return LINNET_ERROR_ARGUMENT;
+    const uint32_t n = step->last - step->first;
+    each_position(*step, [&](size_t position, size_t k) {
+        const size_t at = position * step->channels + step->first;
+        dequantize(n, params + position * 2 * n, step->gain, symbols + k * n, decoded + at);
+        compand(n, step->companding, decoded + at, companded + at);
+    });
+    return LINNET_OK;
+}

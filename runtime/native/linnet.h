@@ -1,0 +1,169 @@
+/* linnet.h: the native core of linnet. Checksum, entropy coder, latent arithmetic, pixel layout; C99, no dependencies.
+ *
+ * Every function works on buffers of the caller, keeps no global state and may run in any number of threads at once, as
+ * long as no two calls write to the same buffer or decoder. Unless said otherwise a function returns 0 or one of the
+ * negative error numbers below, and pointers are borrowed for the call only. After an error the contents of output
+ * buffers are unspecified. Arrays are dense and row-major; all numbers in streams are little endian.
+ *
+ * Decoding one tile, step by step:
+ *
+ *     linnet_rans_decoder decoder;
+ *     if ((error = linnet_rans_decode_start(&decoder, payload, payload_size)) < 0) goto bad;
+ *     for (each step, in the order of coding) {
+ *         run_entropy_network(companded, params);                     // sees what the steps before have written
+ *         if ((error = linnet_step_tables(&step, params, table_index, &count)) < 0) goto bad;
+ *         if ((error = linnet_rans_decode(tables, &decoder, table_index, count, symbols)) < 0) goto bad;
+ *         if ((error = linnet_step_dequantize(&step, params, symbols, decoded, companded)) < 0) goto bad;
+ *     }
+ *     if ((error = linnet_rans_decode_finish(&decoder)) < 0) goto bad;
+ *     run_synthesis_network(decoded, planes);
+ *     linnet_planes_to_pixels(planes, planes_w, planes_h, crop_x, crop_y, crop_w, crop_h, rgb, row_stride);
+ */
+#ifndef LINNET_H
+#define LINNET_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define LINNET_API __attribute__((visibility("default")))
+#else
+#define LINNET_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Grows with every change of this header that an already compiled caller would notice. */
+#define LINNET_API_VERSION 1
+LINNET_API uint32_t linnet_api_version(void);
+
+/* ---- Errors. The numbers are pinned: they never change and are never reused. ---- */
+#define LINNET_OK 0
+#define LINNET_ERROR_ARGUMENT (-1)  /* the caller broke a rule stated here */
+#define LINNET_ERROR_MEMORY (-2)    /* an allocation failed */
+#define LINNET_ERROR_CAPACITY (-3)  /* the output buffer is too small */
+#define LINNET_ERROR_TABLES (-4)    /* the entropy tables break a rule stated at linnet_tables_create */
+#define LINNET_ERROR_SYMBOL (-5)    /* a symbol cannot be coded with its table */
+#define LINNET_ERROR_TRUNCATED (-6) /* the stream ends too early */
+#define LINNET_ERROR_CORRUPT (-7)   /* the stream is not one that an encoder writes */
+
+/* One English clause without a final stop; a constant string, also for numbers that are no error. */
+LINNET_API const char *linnet_strerror(int error);
+
+/* ---- Checksum: CRC-32C (Castagnoli). Begin with crc 0; pass the result on to continue over the next piece. ---- */
+LINNET_API uint32_t linnet_crc32c(uint32_t crc, const uint8_t *data, size_t size);
+
+/* ---- Entropy tables ---- */
+#define LINNET_MAX_TABLES 128
+#define LINNET_MAX_RADIUS 255
+#define LINNET_FREQUENCY_BITS 14 /* the frequencies of a table add up to 1 << LINNET_FREQUENCY_BITS */
+#define LINNET_MIN_SYMBOL (-512)
+#define LINNET_MAX_SYMBOL 511
+
+typedef struct linnet_tables linnet_tables; /* immutable once created, so threads may share it */
+
+/* Table i codes the symbols -r..r, r = radii[i], and an escape: 2r + 2 frequencies in that order, each at least 1.
+ * Radius 0 makes a skip table: it has no frequencies, its symbol is always 0 and costs nothing. `frequencies` holds
+ * those of all tables one after another, frequency_count numbers in all. Both arrays are copied. The caller owns
+ * *tables, which is NULL after an error. */
+LINNET_API int linnet_tables_create(const uint16_t *frequencies, size_t frequency_count, const uint16_t *radii,
+                                    uint32_t count, linnet_tables **tables);
+LINNET_API void linnet_tables_destroy(linnet_tables *tables); /* NULL is allowed */
+
+/* ---- Range asymmetric numeral system (rANS), four lanes ----
+ *
+ *     stream:  state 0..3 (4 x u32)   words (u16 each)
+ *
+ * A state x lies in [2^16, 2^32); the encoder starts, and the decoder ends, with 2^16 in every lane. The i-th coded
+ * symbol of the tile (skip tables do not count) belongs to lane i & 3, and i runs on across calls. To decode it:
+ *
+ *     slot = x & 16383 picks the symbol with start <= slot < start + frequency
+ *     x = frequency * (x >> 14) + slot - start
+ *     if (x < 2^16) x = x << 16 | next word                           // the renewal
+ *
+ * An escape is followed, in the same lane, by the symbol s in ten equiprobable bits: s + 512 = x & 1023; x >>= 10; and
+ * the renewal again. A symbol within the radius is never escaped. */
+
+/* Bytes that always suffice for `count` symbols; SIZE_MAX if that does not fit. */
+LINNET_API size_t linnet_rans_bound(size_t count);
+
+/* Codes a whole tile. Symbols must lie in [LINNET_MIN_SYMBOL, LINNET_MAX_SYMBOL], and be 0 under a skip table. */
+LINNET_API int linnet_rans_encode(const linnet_tables *tables, const int16_t *symbols, const uint8_t *table_index,
+                                  size_t count, uint8_t *out, size_t capacity, size_t *written);
+
+typedef struct linnet_rans_decoder { /* owned by the caller; nothing to free; its fields are private */
+    uint32_t state[4];
+    uint32_t lane;
+    int32_t error;
+    const uint8_t *next, *end;
+} linnet_rans_decoder;
+
+/* `data` must outlive the decoder. */
+LINNET_API int linnet_rans_decode_start(linnet_rans_decoder *decoder, const uint8_t *data, size_t size);
+
+/* Decodes the next `count` symbols, all in [LINNET_MIN_SYMBOL, LINNET_MAX_SYMBOL]. A damaged stream gives an error or
+ * other symbols and is never read beyond its end. A decoder that failed repeats its error in every further call. */
+LINNET_API int linnet_rans_decode(const linnet_tables *tables, linnet_rans_decoder *decoder, const uint8_t *table_index,
+                                  size_t count, int16_t *symbols);
+
+/* The proof that the stream was decoded to its end: no byte left, every lane back at 2^16; or LINNET_ERROR_CORRUPT. */
+LINNET_API int linnet_rans_decode_finish(linnet_rans_decoder *decoder);
+
+/* ---- Latent arithmetic of one tile ----
+ *
+ * A step codes the channels [first, last) of (height, width, channels) int8 latents, at the positions with
+ * (row + column) % 2 == parity, or at all of them if parity is -1. With n = last - first, `params` is
+ * (height, width, 2n): n means m, then n log-scales l.
+ *
+ *     table index = clamp(l + table_offset, 0, tables - 1)
+ *     latent    v = clamp(m + ((s * gain + 8) >> 4), -128, 127)
+ *
+ * Symbols and table indices of a step are ordered by row, column, channel: positions x n of them. */
+typedef struct linnet_step {
+    uint32_t height, width, channels; /* height * width * channels <= 2^30 */
+    uint32_t first, last;             /* first < last <= channels */
+    int32_t parity;                   /* -1, 0 or 1 */
+    const int16_t *gain;              /* n steps in 1/16 latent, each at least 16 */
+    const int16_t *table_offset;      /* n */
+    const int8_t *companding;         /* 256: what the networks see for the latent v stands at v + 128 */
+    uint32_t tables;                  /* 1..LINNET_MAX_TABLES */
+} linnet_step;
+
+/* `latent` (height, width, channels) is in full-scale units, 1.0 being 128 latent units.
+ *
+ *     r = (128 * latent - m) * 16 / gain
+ *     symbol = sign(r) * floor(|r| + rounding), within [-511, 511]; 0 for NaN or where skip[table index] is not 0
+ *
+ * `rounding` lies in (0, 0.5]; less than 0.5 widens the zone that gives 0. `decoded` and `companded` (height, width,
+ * channels) are written at the step's positions and channels only; `symbols`, `table_index` and *count receive the
+ * step's. */
+LINNET_API int linnet_step_quantize(const linnet_step *step, const float *latent, const int8_t *params,
+                                    const uint8_t *skip, float rounding, int8_t *decoded, int8_t *companded,
+                                    int16_t *symbols, uint8_t *table_index, size_t *count);
+LINNET_API int linnet_step_tables(const linnet_step *step, const int8_t *params, uint8_t *table_index, size_t *count);
+LINNET_API int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const int16_t *symbols,
+                                      int8_t *decoded, int8_t *companded);
+
+/* ---- Pixels and network planes ----
+ *
+ * Planes are (h / 2, w / 2, 12) int8: channel = 4 * colour + 2 * (y & 1) + (x & 1), value = pixel - 128, with x and y
+ * counted from the region's corner. Pixels are 8-bit RGB, row_stride bytes from row to row (at least 3 * width). */
+
+/* Takes the region (x0, y0, region_w, region_h), both sizes even, out of a frame (width, height). Outside the frame its
+ * edge pixels are repeated; the corner lies within +-2^40. */
+LINNET_API int linnet_pixels_to_planes(const uint8_t *rgb, uint32_t width, uint32_t height, size_t row_stride,
+                                       int64_t x0, int64_t y0, uint32_t region_w, uint32_t region_h, int8_t *planes);
+
+/* Writes the crop, in pixels and of any parity, of (planes_h, planes_w, 12) planes to `rgb`, which points to the crop's
+ * corner. Nothing but the crop's pixels is touched, so threads may fill neighbouring windows of one frame. */
+LINNET_API int linnet_planes_to_pixels(const int8_t *planes, uint32_t planes_w, uint32_t planes_h, uint32_t crop_x,
+                                       uint32_t crop_y, uint32_t crop_w, uint32_t crop_h, uint8_t *rgb,
+                                       size_t row_stride);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
