@@ -1,4 +1,4 @@
-"""Builds the native core and maps the tree's folders onto the package `linnet`; everything else is in pyproject.toml."""
+"""Builds the native core and maps the tree's folders onto the package `linnet`; the rest is in pyproject.toml."""
 
 from setuptools import Extension, setup
 

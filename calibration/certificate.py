@@ -13,7 +13,16 @@ import numpy as np
 
 from ..runtime.errors import UsageError
 from ..runtime.network import (
-    ACCUMULATOR_LIMIT, ACTIVATION_EXP, MAX_SHIFT, MIN_SHIFT, WEIGHT_LIMIT, Add, Concat, Conv, DepthToSpace, Network,
+    ACCUMULATOR_LIMIT,
+    ACTIVATION_EXP,
+    MAX_SHIFT,
+    MIN_SHIFT,
+    WEIGHT_LIMIT,
+    Add,
+    Concat,
+    Conv,
+    DepthToSpace,
+    Network,
 )
 
 
@@ -60,16 +69,26 @@ def prove_conv(network: str, node: Conv) -> LayerProof:
     odd = bool((weight % 2 == 0).all() and (bias % 2 == 1).all())
     if not node.raw:
         # A raw accumulator is not rounded, so it cannot tie.
-        require(odd, "odd accumulators", "weights must be even and biases odd, or a sum can lie half way between two outputs")
+        require(
+            odd,
+            "odd accumulators",
+            "weights must be even and biases odd, or a sum can lie half way between two outputs",
+        )
         require(bool((shift >= MIN_SHIFT).all()), f"shift at least {MIN_SHIFT}", f"the smallest is {shift.min()}")
     return LayerProof(
-        node.name, peak, bound, float(np.round(np.log2(ACCUMULATOR_LIMIT / bound), 2)), int(shift.min()), int(shift.max()), odd
+        node.name,
+        peak,
+        bound,
+        float(np.round(np.log2(ACCUMULATOR_LIMIT / bound), 2)),
+        int(shift.min()),
+        int(shift.max()),
+        odd,
     )
 
 
 def prove(network: Network) -> list[LayerProof]:
     """Prove a whole network: known operators, tensors defined before use, int8 where int8 is due, every convolution."""
-    kinds = {name: "int8" for name in network.inputs}
+    kinds = dict.fromkeys(network.inputs, "int8")
     proofs = []
     for node in network.nodes:
         sources = (node.source,) if isinstance(node, Conv | DepthToSpace) else node.sources
@@ -92,8 +111,11 @@ def certificate(networks: dict[str, Network]) -> dict[str, object]:
     """The proof sheet of all networks as JSON."""
     return {
         "contract": {
-            "activation_exp": ACTIVATION_EXP, "accumulator_limit": ACCUMULATOR_LIMIT, "weight_limit": WEIGHT_LIMIT,
-            "min_shift": MIN_SHIFT, "max_shift": MAX_SHIFT,
+            "activation_exp": ACTIVATION_EXP,
+            "accumulator_limit": ACCUMULATOR_LIMIT,
+            "weight_limit": WEIGHT_LIMIT,
+            "min_shift": MIN_SHIFT,
+            "max_shift": MAX_SHIFT,
         },
         "networks": {name: [asdict(proof) for proof in prove(network)] for name, network in networks.items()},
     }

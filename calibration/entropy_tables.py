@@ -21,7 +21,7 @@ ESCAPE_SHARE = 2.0**-11
 
 
 def gaussian_tables() -> tuple[np.ndarray, np.ndarray]:
-    """(frequencies (sum over tables of 2 * radius + 2,) uint16, radii (SCALE_TABLES,) uint16); radius 0 marks a skip."""
+    """(frequencies (sum of 2 * radius + 2,) uint16, radii (SCALE_TABLES,) uint16); radius 0 marks a skip."""
     frequencies, radii = [], []
     for table in range(SCALE_TABLES):
         scale = SMALLEST_SCALE * 2.0 ** (table / SCALE_STEPS_PER_OCTAVE)
@@ -38,7 +38,9 @@ def _normalised(scale: float, radius: int) -> np.ndarray:
     inner = [tail(abs(s) - 0.5) - tail(abs(s) + 0.5) for s in range(-radius, radius + 1)]
     probability = np.array([*inner, max(2 * tail(radius + 0.5), ESCAPE_SHARE)])
     total = 1 << PROBABILITY_BITS
-    frequency = np.maximum(1, np.floor(probability / probability.sum() * (total - len(probability))) + 1).astype(np.int64)
+    frequency = np.maximum(1, np.floor(probability / probability.sum() * (total - len(probability))) + 1).astype(
+        np.int64
+    )
     frequency[radius] += total - frequency.sum()
     assert frequency.min() >= 1 and frequency.sum() == total
     return frequency

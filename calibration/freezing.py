@@ -14,7 +14,13 @@ def freeze_conv(layer: ExactConv2d, name: str, source: str, output: str) -> Conv
     with torch.no_grad():
         weight, bias, exponent = layer.integers()
     return Conv(
-        name=name, source=source, output=output,
-        weight=weight.numpy().astype(np.int8), bias=bias.numpy().astype(np.int32), shift=exponent.numpy().astype(np.uint8),
-        stride=layer.stride, padding=layer.padding, raw=layer.raw,
+        name=name,
+        source=source,
+        output=output,
+        weight=weight.numpy().astype(np.int8),
+        bias=bias.numpy().astype(np.int32),
+        shift=exponent.numpy().astype(np.uint8),
+        stride=layer.stride,
+        padding=layer.padding,
+        raw=layer.raw,
     )

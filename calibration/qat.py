@@ -27,7 +27,7 @@ def round_straight_through(x: Tensor) -> Tensor:
 
 
 class _Saturate(torch.autograd.Function):
-    """Clip (and round) with a small gradient outside the range, so that a channel that saturates everywhere recovers."""
+    """Clip (and round) with a small gradient outside the range: a channel that always saturates can recover."""
 
     @staticmethod
     def forward(ctx, x: Tensor, exact: bool) -> Tensor:  # type: ignore[no-untyped-def, override]
@@ -61,7 +61,13 @@ class ExactConv2d(nn.Module):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1, *, padding: int | None = None,
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        *,
+        padding: int | None = None,
         raw: bool = False,
     ) -> None:
         super().__init__()
@@ -74,7 +80,7 @@ class ExactConv2d(nn.Module):
         self.exact = False
 
     def set_weight(self, weight: Tensor) -> None:
-        """Store `weight` (O, I, K, K) as the effective weight and choose `gain` so that the stored one is O(1/sqrt(fan-in))."""
+        """Make `weight` (O, I, K, K) the effective weight, with the `gain` that stores it at about 1 / sqrt(fan-in)."""
         fan_in = weight[0].numel()
         rms = weight.pow(2).mean().sqrt().clamp_min(1e-8)
         gain = 2.0 ** torch.round(torch.log2(rms * fan_in**0.5))

@@ -14,12 +14,10 @@ from ..calibration.certificate import certificate
 from ..calibration.entropy_tables import gaussian_tables
 from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
-from ..runtime.bundle import pack_arrays, write_bundle
+from ..runtime.bundle import Bundle, pack_arrays, write_bundle
 from ..runtime.errors import InputError
-from ..runtime.latents import (
-    GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SMALLEST_SCALE, companding_table,
-)
-from ..runtime.network import Network, arrays, describe
+from ..runtime.latents import GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SMALLEST_SCALE, companding_table
+from ..runtime.network import ACTIVATION_EXP, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
 from .models.camera import CODING_STEPS, HYPER_CHANNELS, LATENT_CHANNELS, LOG2_SCALE_BIAS, Camera
 from .tracing import trace
@@ -41,6 +39,23 @@ def load_camera(weights: Path) -> Camera:
     return codec.eval()
 
 
+def load_bundle_into_camera(bundle: Bundle) -> Camera:
+    """The PyTorch model that computes what `bundle` computes: its integers become the layers' weights, exactly."""
+    codec = Camera()
+    for name, (module, _) in codec.named_networks().items():
+        for node in bundle.networks[name].nodes:
+            if isinstance(node, Conv):
+                layer = module.get_submodule(node.name)
+                scale = torch.from_numpy(np.exp2(-node.shift.astype(np.float64)))
+                with torch.no_grad():
+                    layer.gain.fill_(1.0)
+                    layer.weight.copy_(torch.from_numpy(node.weight.astype(np.float64)) * scale[:, None, None, None])
+                    layer.bias.copy_(torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0**-ACTIVATION_EXP)
+    codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0**-GAIN_EXP
+    codec.set_exact(True)
+    return codec.eval()
+
+
 def quality_tables(codec: Camera) -> tuple[np.ndarray, np.ndarray]:
     """(gains, table offsets), each (100, latent + hyper channels) int16: quantisation steps in 1/16 and their log."""
     with torch.no_grad():
@@ -52,7 +67,7 @@ def quality_tables(codec: Camera) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hyper_parameters(codec: Camera) -> np.ndarray:
-    """(2 * hyper channels,) int8: mean 0 and the learned log-scale of each hyper channel, as a network would give it."""
+    """(2 * hyper channels,) int8: mean 0 and the learned log-scale per hyper channel, as a network would give it."""
     log_scale = codec.hyper_log_scale.detach().numpy() - LOG2_SCALE_BIAS
     scaled = np.clip(np.rint(log_scale * SCALE_STEPS_PER_OCTAVE), -128, 127)
     return np.concatenate([np.zeros(HYPER_CHANNELS), scaled]).astype(np.int8)
@@ -75,7 +90,10 @@ def export_camera(weights: Path, out: Path) -> str:
     gains, offsets = quality_tables(codec)
     frequencies, radii = gaussian_tables()
     manifest = {
-        "name": "camera", "architecture": "camera", "latent_channels": LATENT_CHANNELS, "hyper_channels": HYPER_CHANNELS,
+        "name": "camera",
+        "architecture": "camera",
+        "latent_channels": LATENT_CHANNELS,
+        "hyper_channels": HYPER_CHANNELS,
         "coding_steps": [asdict(step) for step in CODING_STEPS],
         "halo": {
             "analysis": math.ceil(networks["analysis"].receptive_radius() * PLANE_STEP / BLOCK),
@@ -86,8 +104,12 @@ def export_camera(weights: Path, out: Path) -> str:
     }
     stored = {f"{name}/{key}": value for name, network in networks.items() for key, value in arrays(network).items()}
     tables = {
-        "gains": gains, "table_offsets": offsets, "hyper_parameters": hyper_parameters(codec),
-        "companding": companding_table(), "frequencies": frequencies, "radii": radii,
+        "gains": gains,
+        "table_offsets": offsets,
+        "hyper_parameters": hyper_parameters(codec),
+        "companding": companding_table(),
+        "frequencies": frequencies,
+        "radii": radii,
     }
     members = {
         "networks.npz": pack_arrays(stored),

@@ -105,7 +105,9 @@ def write_picture(header: Header, tiles: Sequence[bytes], metadata: Metadata | N
         content = getattr(metadata, name) if metadata else None
         if content is not None:
             if len(content) > MAX_METADATA:
-                raise UsageError(f"{name.upper()} metadata has {len(content)} bytes: at most {MAX_METADATA} can be kept")
+                raise UsageError(
+                    f"{name.upper()} metadata has {len(content)} bytes: at most {MAX_METADATA} can be kept"
+                )
             extras += _box(kind, content)
     boxes = [_box(b"TILE", _NUMBER.pack(number) + payload) for number, payload in enumerate(tiles)]
     offset = len(front) + BOX_HEADER + _NUMBER.size + _ENTRY.size * len(boxes) + len(extras)
@@ -227,8 +229,15 @@ class Picture:
     def info(self) -> Info:
         header, grid = self.header, self.header.grid
         return Info(
-            width=grid.width, height=grid.height, quality=header.quality, tile=grid.tile, tiles=grid.count, version=VERSION,
-            bundle=header.bundle.hex(), digest=header.digest.hex() if header.digest else None, metadata=self.metadata(),
+            width=grid.width,
+            height=grid.height,
+            quality=header.quality,
+            tile=grid.tile,
+            tiles=grid.count,
+            version=VERSION,
+            bundle=header.bundle.hex(),
+            digest=header.digest.hex() if header.digest else None,
+            metadata=self.metadata(),
             tile_sizes=[length for _, length in self.entries],
             boxes=[(box.kind.decode("latin-1"), box.offset, box.length) for box in self.boxes()],
         )

@@ -1,7 +1,8 @@
-"""A codec bundle: one zip or directory with everything a device needs to run a codec. Its identity stands in every stream.
+"""A codec bundle: one zip or directory with everything a device needs to run a codec.
 
-`manifest.json` names the members with their SHA-256, the networks' structure and the coding steps; the identity is the
-SHA-256 of the manifest, so it covers every member. Reading checks each member against it; nothing is unpickled.
+`manifest.json` names the members with their SHA-256, the networks' structure and the coding steps. The SHA-256 of the
+manifest is the codec's identity: it covers every member and stands in every stream. Reading checks each member against
+the manifest; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,8 @@ SHIPPED = "camera"
 
 
 def shipped_path() -> Path:
-    """Where the package keeps its own bundle."""
-    return Path(__file__).resolve().parent.parent / "linnet" / "bundles" / f"{SHIPPED}.lntb"
+    """Where the package keeps its own bundle, in the source tree as once installed."""
+    return Path(str(files(__package__.partition(".")[0]))) / "bundles" / f"{SHIPPED}.lntb"
 
 
 class Bundle:
@@ -48,10 +50,14 @@ class Bundle:
             raise InputError(f"bundle {origin} has no {MANIFEST}: it is not a linnet bundle")
         manifest = self._json(MANIFEST)
         if manifest.get("format_version") != FORMAT_VERSION:
-            raise InputError(f"bundle {origin} has format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}")
+            raise InputError(
+                f"bundle {origin} has format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}"
+            )
         for name, digest in manifest["members"].items():
             if name not in members or hashlib.sha256(members[name]).hexdigest() != digest:
-                raise InputError(f"bundle {origin}: member {name} is missing or differs from the manifest: get the bundle again")
+                raise InputError(
+                    f"bundle {origin}: member {name} is missing or differs from the manifest: get the bundle again"
+                )
         self.identity = hashlib.sha256(members[MANIFEST]).hexdigest()
         self.manifest = manifest
         self.name: str = manifest["name"]
@@ -75,10 +81,14 @@ class Bundle:
             with zipfile.ZipFile(path) as archive:
                 for entry in archive.infolist():
                     if entry.file_size > MAX_MEMBER:
-                        raise InputError(f"bundle {path}: member {entry.filename} claims {entry.file_size} bytes: too large")
+                        raise InputError(
+                            f"bundle {path}: member {entry.filename} claims {entry.file_size} bytes: too large"
+                        )
                 return cls({entry.filename: archive.read(entry) for entry in archive.infolist()}, str(path))
         except FileNotFoundError:
-            raise MachineError(f"bundle {path} does not exist: name another with --bundle or reinstall linnet") from None
+            raise MachineError(
+                f"bundle {path} does not exist: name another with --bundle or reinstall linnet"
+            ) from None
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(f"bundle {path} cannot be read ({error}): get it again") from error
 
@@ -127,7 +137,8 @@ class Bundle:
 def write_bundle(path: Path, manifest: dict[str, Any], members: Mapping[str, bytes]) -> str:
     """Write a bundle as a zip, the same bytes for the same content, and return its identity."""
     manifest = {
-        "format_version": FORMAT_VERSION, **manifest,
+        "format_version": FORMAT_VERSION,
+        **manifest,
         "members": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(members.items())},
     }
     text = json.dumps(manifest, indent=1).encode()

@@ -54,8 +54,14 @@ class Codec:
         return cls(opened, backends.select(backend, opened, threads), threads)
 
     def encode(
-        self, image: np.ndarray, *, quality: int = 60, tile: int = DEFAULT_TILE, metadata: Metadata | None = None,
-        digest: bool = False, progress: Progress | None = None,
+        self,
+        image: np.ndarray,
+        *,
+        quality: int = 60,
+        tile: int = DEFAULT_TILE,
+        metadata: Metadata | None = None,
+        digest: bool = False,
+        progress: Progress | None = None,
     ) -> bytes:
         """Encode an (H, W, 3) uint8 RGB array to .lnt bytes.
 
@@ -65,7 +71,9 @@ class Codec:
         """
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UsageError(f"image has shape {image.shape} and type {image.dtype}: an (H, W, 3) uint8 RGB array is needed")
+            raise UsageError(
+                f"image has shape {image.shape} and type {image.dtype}: an (H, W, 3) uint8 RGB array is needed"
+            )
         if not (isinstance(quality, int | np.integer) and 1 <= quality <= 100):
             raise UsageError(f"quality is {quality!r}: use a whole number from 1 to 100")
         grid = TileGrid(image.shape[1], image.shape[0], tile)
@@ -98,8 +106,12 @@ class Codec:
         return write_picture(header, payloads, metadata)
 
     def decode(
-        self, data: bytes | BinaryIO | Picture, *, region: tuple[int, int, int, int] | None = None,
-        progress: Progress | None = None, max_pixels: int = MAX_OUTPUT_PIXELS,
+        self,
+        data: bytes | BinaryIO | Picture,
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        progress: Progress | None = None,
+        max_pixels: int = MAX_OUTPUT_PIXELS,
     ) -> np.ndarray:
         """Decode .lnt bytes, a seekable file or a parsed Picture to (H, W, 3) uint8 RGB.
 
@@ -117,10 +129,13 @@ class Codec:
         window = frame if region is None else Rect(*(int(v) for v in region))
         inside = 0 <= window.x < window.right <= frame.width and 0 <= window.y < window.bottom <= frame.height
         if not inside:
-            raise UsageError(f"region {','.join(map(str, window))} is not inside the frame of {frame.width}x{frame.height}")
+            raise UsageError(
+                f"region {','.join(map(str, window))} is not inside the frame of {frame.width}x{frame.height}"
+            )
         if window.width * window.height > max_pixels:
             raise UsageError(
-                f"{window.width}x{window.height} pixels are more than the limit of {max_pixels}: decode it by regions or raise max_pixels"
+                f"{window.width}x{window.height} pixels are more than the limit of {max_pixels}: "
+                "decode it by regions or raise max_pixels"
             )
         needed = window.aligned(BLOCK).grown(self._synthesis_halo * BLOCK, grid.padded)
         numbers = grid.touching(needed)
@@ -192,5 +207,6 @@ def _row_batches(grid: TileGrid) -> list[list[int]]:
     per_batch = max(1, math.ceil(BATCH_PIXELS / grid.tile**2))
     return [
         list(range(row * grid.columns + start, row * grid.columns + min(start + per_batch, grid.columns)))
-        for row in range(grid.rows) for start in range(0, grid.columns, per_batch)
+        for row in range(grid.rows)
+        for start in range(0, grid.columns, per_batch)
     ]

@@ -30,7 +30,12 @@ class _Symbols(Protocol):
     """What differs between coding and decoding one step of one tile: fills `decoded` and `companded` in place."""
 
     def __call__(
-        self, tile: int, step: core.Step, parameters: np.ndarray, decoded: np.ndarray, companded: np.ndarray,
+        self,
+        tile: int,
+        step: core.Step,
+        parameters: np.ndarray,
+        decoded: np.ndarray,
+        companded: np.ndarray,
         value: np.ndarray | None,
     ) -> None: ...
 
@@ -45,7 +50,7 @@ class TileCoder:
         self._quality_value = quality_value(quality)
 
     def encode(self, latents: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Latents (N, h, w, C) float32 in full-scale units, h and w multiples of 4, to (payloads, decoded latents int8)."""
+        """Latents (N, h, w, C) float32 in full-scale units, h and w multiples of 4, to (payloads, decoded int8)."""
         tables = self._bundle.entropy_tables
         symbols: list[list[np.ndarray]] = [[] for _ in latents]
         indices: list[list[np.ndarray]] = [[] for _ in latents]
@@ -69,19 +74,18 @@ class TileCoder:
         Raises InputError naming the tile (by `numbers`) whose payload is damaged.
         """
         tables = self._bundle.entropy_tables
-        decoders = [core.RansDecoder(payload) for payload in payloads]
+        decoders = [
+            _of_tile(number, core.RansDecoder, payload) for number, payload in zip(numbers, payloads, strict=True)
+        ]
 
         def dequantize(tile, step, parameters, decoded, companded, value):  # type: ignore[no-untyped-def]
-            symbols = decoders[tile].decode(tables, core.step_tables(step, parameters))
+            symbols = _of_tile(numbers[tile], decoders[tile].decode, tables, core.step_tables(step, parameters))
             core.dequantize(step, parameters, symbols, decoded, companded)
 
         shape = (len(payloads), height, width, self._bundle.latent_channels)
         decoded = self._walk(shape, dequantize, None, None)
         for number, decoder in zip(numbers, decoders, strict=True):
-            try:
-                decoder.finish()
-            except InputError as error:
-                raise InputError(f"tile {number}: {error}") from None
+            _of_tile(number, decoder.finish)
         return decoded
 
     def _walk(
@@ -114,8 +118,13 @@ class TileCoder:
         return decoded
 
     def _code_step(
-        self, coding_step: CodingStep, parameters: np.ndarray, code: _Symbols, decoded: np.ndarray,
-        companded: np.ndarray, latents: np.ndarray | None,
+        self,
+        coding_step: CodingStep,
+        parameters: np.ndarray,
+        code: _Symbols,
+        decoded: np.ndarray,
+        companded: np.ndarray,
+        latents: np.ndarray | None,
     ) -> None:
         step = self._step(coding_step, decoded.shape, 0)
 
@@ -128,11 +137,26 @@ class TileCoder:
     def _step(self, step: CodingStep, shape: tuple[int, ...], table_base: int) -> core.Step:
         part = slice(table_base + step.first, table_base + step.last)
         return core.Step(
-            height=shape[1], width=shape[2], channels=shape[3], first=step.first, last=step.last,
-            parity=-1 if step.parity is None else step.parity, gain=self._gains[part], table_offset=self._offsets[part],
-            companding=self._bundle.companding, tables=len(self._bundle.entropy_tables.skip),
+            height=shape[1],
+            width=shape[2],
+            channels=shape[3],
+            first=step.first,
+            last=step.last,
+            parity=-1 if step.parity is None else step.parity,
+            gain=self._gains[part],
+            table_offset=self._offsets[part],
+            companding=self._bundle.companding,
+            tables=len(self._bundle.entropy_tables.skip),
         )
 
     def _each(self, function: Callable, count: int) -> list:  # type: ignore[type-arg]
         """`function` of each tile number, in parallel where there is a pool (the native core releases the lock)."""
         return list((self._pool.map if self._pool else map)(function, range(count)))
+
+
+def _of_tile(number: int, function: Callable, *arguments: object) -> object:  # type: ignore[type-arg]
+    """Call `function`; where the payload is damaged, say in which tile."""
+    try:
+        return function(*arguments)
+    except InputError as error:
+        raise InputError(f"tile {number}: {error}") from None

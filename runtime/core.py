@@ -348,9 +348,7 @@ def step_tables(step: Step, params: np.ndarray) -> np.ndarray:
     return table_index
 
 
-def dequantize(
-    step: Step, params: np.ndarray, symbols: np.ndarray, decoded: np.ndarray, companded: np.ndarray
-) -> None:
+def dequantize(step: Step, params: np.ndarray, symbols: np.ndarray, decoded: np.ndarray, companded: np.ndarray) -> None:
     """Decoder's side, with the symbols (step.symbols,) int16: writes exactly what `quantize` wrote."""
     error = _native.linnet_step_dequantize(
         step._struct,

@@ -87,7 +87,7 @@ class Network:
 
     def macs(self, channels: Mapping[str, int] | None = None) -> list[tuple[str, float]]:
         """(convolution, multiply-accumulates per position of the first input's plane), in order."""
-        scale = {name: 1.0 for name in self.inputs}
+        scale = dict.fromkeys(self.inputs, 1.0)
         counts = []
         for node in self.nodes:
             if isinstance(node, Conv):
@@ -101,9 +101,9 @@ class Network:
 
     def receptive_radius(self, output: str | None = None) -> float:
         """How far, in positions of the input planes, an output position sees to either side (the larger side)."""
-        low = {name: 0.0 for name in self.inputs}
+        low = dict.fromkeys(self.inputs, 0.0)
         high = dict(low)
-        jump = {name: 1.0 for name in self.inputs}
+        jump = dict.fromkeys(self.inputs, 1.0)
         for node in self.nodes:
             if isinstance(node, Conv):
                 step = jump[node.source]
@@ -135,7 +135,9 @@ def arrays(network: Network) -> dict[str, np.ndarray]:
     """Weights, biases and shifts by "convolution.field"."""
     return {
         f"{node.name}.{field}": getattr(node, field)
-        for node in network.nodes if isinstance(node, Conv) for field in ("weight", "bias", "shift")
+        for node in network.nodes
+        if isinstance(node, Conv)
+        for field in ("weight", "bias", "shift")
     }
 
 
@@ -154,5 +156,7 @@ def rebuild(name: str, structure: Mapping[str, Any], stored: Mapping[str, np.nda
         elif op == "DepthToSpace":
             nodes.append(DepthToSpace(**fields))
         else:
-            raise InputError(f"network {name} uses operator {op}, which this version of linnet does not know: update linnet")
+            raise InputError(
+                f"network {name} uses operator {op}, which this version of linnet does not know: update linnet"
+            )
     return Network(name, dict(structure["inputs"]), tuple(structure["outputs"]), tuple(nodes))

@@ -65,7 +65,9 @@ class TileGrid:
         if not HYPER_BLOCK <= self.tile <= MAX_TILE or self.tile % HYPER_BLOCK:
             raise UsageError(f"tile size {self.tile}: use a multiple of {HYPER_BLOCK} from {HYPER_BLOCK} to {MAX_TILE}")
         if self.count > MAX_TILES:
-            raise UsageError(f"frame of {self.width}x{self.height} has {self.count} tiles of {self.tile}: use larger tiles")
+            raise UsageError(
+                f"frame of {self.width}x{self.height} has {self.count} tiles of {self.tile}: use larger tiles"
+            )
 
     @property
     def padded(self) -> Rect:

@@ -31,17 +31,20 @@ def _with(**fields: object) -> Conv:
     return replace(good_conv(), **fields)
 
 
-@pytest.mark.parametrize(("node", "rule"), [
-    (_with(weight=np.full((4, 8, 3, 3), 21, np.int8)), "odd accumulators"),
-    (_with(bias=np.full(4, 100, np.int32)), "odd accumulators"),
-    (_with(weight=np.full((4, 8, 3, 3), -128, np.int8)), "weights within"),
-    (_with(shift=np.full(4, 1, np.uint8)), "shift at least"),
-    (_with(shift=np.full(4, 30, np.uint8)), "shift at most"),
-    (_with(weight=np.full((4, 200, 3, 3), 126, np.int8)), "accumulators below"),
-    (_with(bias=np.full(4, 2**24 - 1, np.int32)), "accumulators below"),
-    (_with(weight=np.full((4, 8, 3, 3), 20, np.int16)), "weights are int8"),
-    (_with(source="nowhere"), "inputs exist"),
-])
+@pytest.mark.parametrize(
+    ("node", "rule"),
+    [
+        (_with(weight=np.full((4, 8, 3, 3), 21, np.int8)), "odd accumulators"),
+        (_with(bias=np.full(4, 100, np.int32)), "odd accumulators"),
+        (_with(weight=np.full((4, 8, 3, 3), -128, np.int8)), "weights within"),
+        (_with(shift=np.full(4, 1, np.uint8)), "shift at least"),
+        (_with(shift=np.full(4, 30, np.uint8)), "shift at most"),
+        (_with(weight=np.full((4, 200, 3, 3), 126, np.int8)), "accumulators below"),
+        (_with(bias=np.full(4, 2**24 - 1, np.int32)), "accumulators below"),
+        (_with(weight=np.full((4, 8, 3, 3), 20, np.int16)), "weights are int8"),
+        (_with(source="nowhere"), "inputs exist"),
+    ],
+)
 def test_each_rule_is_enforced(node: Conv, rule: str) -> None:
     with pytest.raises(RuleBroken, match=r"network net, layer layer") as caught:
         prove(network(node))

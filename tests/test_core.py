@@ -198,9 +198,7 @@ def test_rans_equals_its_definition(kind, count):
     rng = np.random.default_rng(count)
     tables = GAUSSIAN if kind == "gaussian" else EXTREME
     table_index = rng.integers(0, len(tables.radii), count).astype(np.uint8)
-    symbols = (
-        gaussian_symbols(tables, table_index, rng) if kind == "gaussian" else extreme_symbols(table_index, rng)
-    )
+    symbols = gaussian_symbols(tables, table_index, rng) if kind == "gaussian" else extreme_symbols(table_index, rng)
     payload = core.rans_encode(tables.native, symbols, table_index)
     assert payload == tables.encode(symbols, table_index)
     assert np.array_equal(tables.decode(payload, table_index), symbols)

@@ -1,4 +1,4 @@
-"""Every backend against the numpy reference, bit for bit: single layers at their bounds, and the shipped codec's networks."""
+"""Every backend against the numpy reference, bit for bit, over single layers at their bounds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,33 @@ from linnet.runtime.network import Add, Concat, Conv, DepthToSpace, Network
 RNG = np.random.default_rng(7)
 
 
-def conv(name: str, source: str, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, raw: bool = False,
-         weight: np.ndarray | None = None, shift: int | None = None) -> Conv:
+def conv(
+    name: str,
+    source: str,
+    channels_in: int,
+    channels_out: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    raw: bool = False,
+    weight: np.ndarray | None = None,
+    shift: int | None = None,
+) -> Conv:
     if weight is None:
         weight = 2 * RNG.integers(-63, 64, (channels_out, channels_in, kernel, kernel))
     shift_array = np.full(channels_out, shift) if shift is not None else RNG.integers(5, 12, channels_out)
     bias = 2 * RNG.integers(-4000, 4000, channels_out) + 1
-    return Conv(name, source, name, weight.astype(np.int8), bias.astype(np.int32), shift_array.astype(np.uint8), stride,
-                kernel // 2, raw)
+    return Conv(
+        name,
+        source,
+        name,
+        weight.astype(np.int8),
+        bias.astype(np.int32),
+        shift_array.astype(np.uint8),
+        stride,
+        kernel // 2,
+        raw,
+    )
 
 
 def extreme(kernel: int) -> np.ndarray:
@@ -34,19 +53,27 @@ CASES = {
     "conv3x3 stride 2": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, stride=2),)),
     "conv3x3 raw": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, raw=True),)),
     "largest sums": Network("case", {"x": 64}, ("a",), (conv("a", "x", 64, 8, 3, weight=extreme(3), shift=16),)),
-    "least shift": Network("case", {"x": 4}, ("a",), (conv("a", "x", 4, 8, 1, weight=2 * RNG.integers(-1, 2, (8, 4, 1, 1)), shift=2),)),
+    "least shift": Network(
+        "case", {"x": 4}, ("a",), (conv("a", "x", 4, 8, 1, weight=2 * RNG.integers(-1, 2, (8, 4, 1, 1)), shift=2),)
+    ),
     "add saturates": Network("case", {"x": 8, "y": 8}, ("a",), (Add("a", ("x", "y"), "a", raw=False),)),
     "concat": Network("case", {"x": 8, "y": 4}, ("b",), (Concat("a", ("x", "y"), "a"), conv("b", "a", 12, 8, 3))),
     "depth to space": Network("case", {"x": 16}, ("b",), (DepthToSpace("a", "x", "a", 2), conv("b", "a", 4, 8, 3))),
-    "residual": Network("case", {"x": 8}, ("c",), (
-        conv("a", "x", 8, 8, 3), conv("b", "a", 8, 8, 1), Add("c", ("x", "b"), "c", raw=False))),
+    "residual": Network(
+        "case",
+        {"x": 8},
+        ("c",),
+        (conv("a", "x", 8, 8, 3), conv("b", "a", 8, 8, 1), Add("c", ("x", "b"), "c", raw=False)),
+    ),
 }
 
 
 def inputs_of(network: Network, side: int = 9) -> dict[str, np.ndarray]:
     """Random int8 with many extremes."""
     return {
-        name: RNG.choice(np.array([-128, -127, -1, 0, 1, 126, 127, *range(-100, 100, 7)]), (2, side, side, channels)).astype(np.int8)
+        name: RNG.choice(
+            np.array([-128, -127, -1, 0, 1, 126, 127, *range(-100, 100, 7)]), (2, side, side, channels)
+        ).astype(np.int8)
         for name, channels in network.inputs.items()
     }
 

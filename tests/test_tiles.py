@@ -8,7 +8,9 @@ from linnet.runtime.errors import UsageError
 from linnet.runtime.tiles import Rect, TileGrid, compute_tiles
 
 
-@pytest.mark.parametrize(("width", "height", "tile"), [(1, 1, 64), (17, 4099, 128), (5472, 3648, 512), (512, 512, 512), (513, 64, 512)])
+@pytest.mark.parametrize(
+    ("width", "height", "tile"), [(1, 1, 64), (17, 4099, 128), (5472, 3648, 512), (512, 512, 512), (513, 64, 512)]
+)
 def test_tiles_cover_the_padded_frame_once(width: int, height: int, tile: int) -> None:
     grid = TileGrid(width, height, tile)
     padded = grid.padded
@@ -44,7 +46,10 @@ def test_compute_tiles_partition() -> None:
     assert all(p.right <= rect.right and p.bottom <= rect.bottom for p in pieces)
 
 
-@pytest.mark.parametrize(("width", "height", "tile"), [(0, 1, 64), (1, 1 << 21, 64), (10, 10, 63), (10, 10, 96), (10, 10, 8192), (1 << 20, 1 << 20, 64)])
+@pytest.mark.parametrize(
+    ("width", "height", "tile"),
+    [(0, 1, 64), (1, 1 << 21, 64), (10, 10, 63), (10, 10, 96), (10, 10, 8192), (1 << 20, 1 << 20, 64)],
+)
 def test_impossible_grids_are_refused(width: int, height: int, tile: int) -> None:
     with pytest.raises(UsageError):
         TileGrid(width, height, tile)

@@ -116,7 +116,7 @@ def train(folder: Path, out: Path, minutes: float, seed: int) -> None:
         images = photographs.batch(batch, crop, rng)
         # One quality per stratum, so that every batch spans the range.
         quality = torch.from_numpy((np.arange(batch) + rng.random(batch)) / batch).float()
-        loss, bits_per_pixel, error = losses(codec, images, quality)
+        loss, _, _ = losses(codec, images, quality)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(codec.parameters(), GRADIENT_LIMIT)
@@ -133,11 +133,16 @@ def train(folder: Path, out: Path, minutes: float, seed: int) -> None:
         if now - saved > CHECKPOINT_SECONDS or elapsed >= minutes * 60:
             saved = now
             points = validate(average, photographs.validation)
-            writer.writerow([step, round(elapsed), rate, smooth["loss"], norm.item(), *(v for point in points for v in point)])
+            writer.writerow(
+                [step, round(elapsed), rate, smooth["loss"], norm.item(), *(v for point in points for v in point)]
+            )
             curve.flush()
             state = {
-                "codec": codec.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-                "step": step, "elapsed": elapsed,
+                "codec": codec.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "elapsed": elapsed,
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)

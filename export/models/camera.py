@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from ...calibration.qat import ExactConv2d, SaturatingAdd, round_straight_through, saturate, set_exact
 from ...runtime.latents import (
-    COMPANDING_KNEE, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SMALLEST_SCALE, CodingStep, companding_table,
+    COMPANDING_KNEE,
+    GAIN_EXP,
+    SCALE_STEPS_PER_OCTAVE,
+    SMALLEST_SCALE,
+    CodingStep,
+    companding_table,
 )
 
 LATENT_CHANNELS = 192
@@ -118,7 +123,7 @@ class ContextStep(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Latent (N, 192, h, w), and the same companded with the quality plane (N, 193, h, w), to planes (N, 12, 8h, 8w)."""
+    """Latent (N, 192, h, w), and companded with the quality plane (N, 193, h, w), to planes (N, 12, 8h, 8w)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +154,11 @@ def compand(latent: Tensor, exact: bool) -> Tensor:
     y = torch.asinh(latent * (128 / COMPANDING_KNEE)) * (127 / 128 / math.asinh(128 / COMPANDING_KNEE))
     if exact:
         table = torch.from_numpy(companding_table()).to(y.dtype) / 128
-        y = y + (table[(latent.detach() * 128 + 128).long()] - y).detach() if y.requires_grad else table[(latent * 128 + 128).long()]
+        y = (
+            y + (table[(latent.detach() * 128 + 128).long()] - y).detach()
+            if y.requires_grad
+            else table[(latent * 128 + 128).long()]
+        )
     return y
 
 
@@ -176,6 +185,8 @@ class Camera(nn.Module):
         self.finest_log_gain = nn.Parameter(torch.full((channels,), -3.0))
         self.log_gain_steps = nn.Parameter(torch.full((GAIN_ANCHORS - 1, channels), 0.0))
         self.hyper_log_scale = nn.Parameter(torch.full((HYPER_CHANNELS,), 2.0))
+        self.gain_table: Tensor | None = None
+        """The gains of a bundle (100, 192 + 64), which then replace the learned ones."""
         self.exact = False
         self.networks = True
         """Off: only the linear bypass runs, so that the entropy model can be warmed up at a fifth of the cost."""
@@ -193,6 +204,9 @@ class Camera(nn.Module):
         return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
 
     def gains(self, quality: Tensor) -> Tensor:
+        """Quantisation steps in latent units, (N, 192 + 64, 1, 1); on the runtime's grid of 1/16 when exact."""
+        if self.gain_table is not None:
+            return self.gain_table[torch.round(quality * (len(self.gain_table) - 1)).long()][:, :, None, None]
         gain = 2.0 ** self.log_gains(quality)
         if self.exact:
             gain = round_straight_through(gain * 2**GAIN_EXP) * 2.0**-GAIN_EXP
@@ -264,7 +278,7 @@ class Camera(nn.Module):
         return F.pixel_shuffle(planes, 2)
 
     def forward(self, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W), H and W multiples of 64, and quality positions (N,): (decoded images, bits per pixel (N,))."""
+        """Images (N, 3, H, W), sides multiples of 64, and quality positions (N,): (decoded, bits per pixel (N,))."""
         decoded, bits = self.code(self.latent(images), quality)
         pixels = images.shape[2] * images.shape[3]
         bits_per_pixel = sum(part.flatten(1).sum(1) for part in bits) / pixels

@@ -47,8 +47,9 @@ def check_known_answer(backend: Backend, bundle: Bundle, network: str) -> None:
         if got.shape != want.shape or not np.array_equal(got, want):
             wrong = int(np.count_nonzero(got != want)) if got.shape == want.shape else want.size
             raise MachineError(
-                f"backend {backend.name} computes network {network} of bundle {bundle.name} wrongly here: {wrong} of {want.size} "
-                f"values of output {number} differ from the known answer; use another backend (--backend reference is always exact)"
+                f"backend {backend.name} computes network {network} of bundle {bundle.name} wrongly here: {wrong} of "
+                f"{want.size} values of output {number} differ from the known answer; use another backend "
+                "(--backend reference is always exact)"
             )
 
 

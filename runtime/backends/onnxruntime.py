@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -37,15 +38,20 @@ class OnnxRuntimeBackend:
         if careful:
             options.add_session_config_entry("session.x64quantprecision", "1")
         self._options = options
-        self._sessions: dict[str, object] = {}
+        self._sessions: dict[str, Any] = {}
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        if network not in self._sessions:
-            self._sessions[network] = self._runtime.InferenceSession(
-                self._graphs[network], self._options, providers=["CPUExecutionProvider"]
-            )
         feed = {name: np.bitwise_xor(value.view(np.uint8), ZERO_POINT) for name, value in inputs.items()}
-        outputs = self._sessions[network].run(None, feed)  # type: ignore[attr-defined]
+        try:
+            if network not in self._sessions:
+                self._sessions[network] = self._runtime.InferenceSession(
+                    self._graphs[network], self._options, providers=["CPUExecutionProvider"]
+                )
+            outputs = self._sessions[network].run(None, feed)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise MachineError(
+                f"onnxruntime {self._runtime.__version__} cannot run network {network}: {error}"
+            ) from error
         return [
             np.bitwise_xor(value, ZERO_POINT, out=value).view(np.int8) if value.dtype == np.uint8 else value
             for value in outputs

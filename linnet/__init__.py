@@ -1,0 +1,44 @@
+"""The front door: `linnet.encode`, `linnet.decode`, `linnet.info`, `linnet.open`, and one error family.
+
+Importing this module costs nothing: each name is fetched from where it lives when it is first used, so that
+`linnet --help` loads neither numpy nor ONNX Runtime. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .pictures import Frame, decode, encode, info, open
+    from .runtime.bitstream import Info, Metadata
+    from .runtime.codec import Codec
+    from .runtime.errors import InputError, LinnetError, MachineError, UsageError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Codec", "Frame", "Info", "InputError", "LinnetError", "MachineError", "Metadata", "UsageError", "__version__",
+    "decode", "encode", "info", "open",
+]  # fmt: skip
+
+_HOMES = {
+    "Frame": "pictures", "decode": "pictures", "encode": "pictures", "info": "pictures", "open": "pictures",
+    "Info": "runtime.bitstream", "Metadata": "runtime.bitstream",
+    "Codec": "runtime.codec",
+    "InputError": "runtime.errors", "LinnetError": "runtime.errors", "MachineError": "runtime.errors",
+    "UsageError": "runtime.errors",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,386 @@
+"""The `linnet` command: arguments in, exit status out.
+
+0 done, 1 the input is bad, 2 wrong usage, 3 this machine lacks something. What a command works with is imported when
+it runs, so that help is instant and a benchmark's libraries are never asked of somebody who only decodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from . import __version__, defaults
+from .runtime.errors import LinnetError
+
+BENCHMARKS = {
+    "rd": "quality against file size, beside other codecs",
+    "speed": "megapixels per second, beside other codecs",
+}
+INTERRUPTED = 130
+TERMINATED = 143
+DEBUG = "LINNET_DEBUG"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = _parser(arguments).parse_args(arguments)
+        _end_cleanly_when_terminated()
+        warnings.filterwarnings("ignore", module="PIL")  # what matters of these arrives as a note or an error
+        warnings.showwarning = _one_line_warning
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except LinnetError as error:
+        if os.environ.get(DEBUG):
+            raise
+        print(f"linnet: {error}", file=sys.stderr)
+        return error.exit_status
+    except MemoryError:
+        if os.environ.get(DEBUG):
+            raise
+        print("linnet: the memory of this machine is used up; decode by --region or free some", file=sys.stderr)
+        return 3
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it exits
+        return 1
+    except OSError as error:
+        if os.environ.get(DEBUG):
+            raise
+        print(f"linnet: {error}; reading or writing failed on this machine", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        if os.environ.get(DEBUG):
+            raise
+        return INTERRUPTED
+
+
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"linnet: warning: {message}", file=sys.stderr)
+
+
+def _end_cleanly_when_terminated() -> None:
+    """SIGTERM unwinds like an error does, which removes unfinished outputs."""
+
+    def end(*_: object) -> None:
+        sys.exit(TERMINATED)
+
+    with suppress(ValueError):  # not in the main thread: the program around us decides
+        signal.signal(signal.SIGTERM, end)
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="linnet",
+        description="A learned image codec: photographs to .lnt and back, the same pixels on every machine.",
+        epilog="Exit status: 0 done, 1 the input is bad, 2 wrong usage, 3 this machine lacks something. "
+        f"{DEBUG}=1 shows where an error came from.",
+    )
+    parser.add_argument("--version", action="version", version=f"linnet {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    encode = _command(commands, "encode", _encode, "a PNG, JPEG, TIFF or WebP picture to .lnt")
+    encode.add_argument("input", metavar="IN", help="the picture; - reads stdin")
+    encode.add_argument("output", metavar="OUT.lnt", help="the file to write; - writes stdout")
+    encode.add_argument(
+        "--quality", type=_quality, default=defaults.QUALITY, metavar="Q",
+        help=f"{defaults.LOWEST_QUALITY} (smallest) to {defaults.HIGHEST_QUALITY} (best), else {defaults.QUALITY}",
+    )  # fmt: skip
+    encode.add_argument(
+        "--tile", type=_positive, default=defaults.TILE, metavar="N",
+        help=f"side of the square that can be decoded alone, in pixels, else {defaults.TILE}",
+    )  # fmt: skip
+    encode.add_argument(
+        "--digest", action=argparse.BooleanOptionalAction, default=False,
+        help="store a proof of the decoded pixels for `verify --pixels` (takes one decode)",
+    )  # fmt: skip
+    _add_codec_options(encode)
+
+    decode = _command(commands, "decode", _decode, ".lnt to a PNG, JPEG, TIFF or WebP picture")
+    decode.add_argument("input", metavar="IN.lnt", help="the file; - reads stdin")
+    decode.add_argument("output", metavar="OUT", help="the picture to write, format by suffix; - writes PNG to stdout")
+    decode.add_argument(
+        "--region", type=_region, metavar="X,Y,W,H", help="decode this window only: left, top, width, height in pixels"
+    )
+    _add_codec_options(decode)
+
+    info = _command(commands, "info", _info, "what a .lnt file says about itself; decodes nothing")
+    info.add_argument("input", metavar="IN.lnt", help="the file; - reads stdin")
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+    verify = _command(commands, "verify", _verify, "check every checksum of a .lnt file")
+    verify.add_argument("input", metavar="IN.lnt", help="the file; - reads stdin")
+    verify.add_argument("--pixels", action="store_true", help="decode too, and compare with the stored proof")
+    _add_codec_options(verify)
+
+    doctor = _command(commands, "doctor", _doctor, "what this machine has, which backend runs, what to install")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+    _add_bench(commands, arguments)
+
+    export = _command(commands, "export", _export, "trained weights to a codec bundle")
+    export.add_argument("model", choices=["camera"], metavar="MODEL", help="the architecture: camera")
+    export.add_argument("--weights", required=True, metavar="W", help="the training checkpoint")
+    export.add_argument("--out", required=True, metavar="BUNDLE", help="the bundle to write")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_codec_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", metavar="B", help="the codec, else the one in the package")
+    parser.add_argument(
+        "--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="processor cores to use, else all")
+
+
+def _add_bench(commands: Any, arguments: list[str]) -> None:
+    """Each benchmark brings its own options; only the one that is asked for is imported."""
+    bench = commands.add_parser("bench", help="measure linnet beside other codecs", description="Measure linnet.")
+    which = bench.add_subparsers(dest="benchmark", required=True, metavar="|".join(BENCHMARKS))
+    words = [word for word in arguments if not word.startswith("-")]
+    for name, what in BENCHMARKS.items():
+        parser = which.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        if words[:2] == ["bench", name]:
+            from importlib import import_module
+
+            with _extra("bench"):
+                benchmark = import_module(f".benchmarks.{name}", __package__)
+            benchmark.add_arguments(parser)
+            parser.set_defaults(run=benchmark.run)
+
+
+class _extra:
+    """Turns a missing optional library into the command that installs it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ImportError) and not (error.name or "").startswith("linnet"):
+            from .runtime.errors import MachineError
+
+            raise MachineError(
+                f"{error.name or error} is not installed and this command needs it: pip install 'linnet[{self._name}]'"
+            ) from error
+
+
+class _about:
+    """Puts the file's name before an error about its content."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        from . import files
+        from .runtime.errors import InputError, UsageError
+
+        if isinstance(error, InputError | UsageError):
+            raise type(error)(f"{files.shown(self._path)}: {error}") from error
+
+
+class _Bar:
+    """Tiles done, on a terminal only; nothing is imported for a pipe."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._bar = what, None
+
+    def __enter__(self) -> Callable[[int, int], None] | None:
+        if not sys.stderr.isatty():
+            return None
+        from tqdm import tqdm
+
+        self._bar = tqdm(desc=self._what, unit="tile", leave=False, file=sys.stderr, dynamic_ncols=True)
+        return self._advance
+
+    def _advance(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from time import perf_counter
+
+    from . import files, images, pictures
+
+    _refuse_picture_name(options.output)
+    picture = images.read(options.input)
+    _say(options.input, picture.notes)
+    codec = pictures.codec(options.bundle, options.backend, options.threads)
+    started = perf_counter()
+    with _about(options.input), _Bar("encoding") as progress:
+        data = codec.encode(
+            picture.pixels, quality=options.quality, tile=options.tile, metadata=picture.metadata,
+            digest=options.digest, progress=progress,
+        )  # fmt: skip
+    seconds = perf_counter() - started
+    with files.writing(options.output) as output:
+        output.write(data)
+    if sys.stderr.isatty():
+        height, width = picture.pixels.shape[:2]
+        pixels = width * height
+        print(
+            f"{files.shown(options.output, output=True)}: {width}x{height}, {len(data)} bytes, "
+            f"{8 * len(data) / pixels:.3f} bits per pixel, {pixels / 1e6 / seconds:.1f} MP/s",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from . import files, images, pictures
+    from .runtime import bitstream
+
+    images.output_format(options.output)
+    codec = None
+    with files.reading(options.input) as source:
+        with _about(options.input):
+            metadata = bitstream.read_info(source).metadata
+        codec = pictures.codec(options.bundle, options.backend, options.threads)
+        with _about(options.input), _Bar("decoding") as progress:
+            pixels = codec.decode(source, region=options.region, progress=progress)
+    _say(options.output, images.write(options.output, pixels, metadata))
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from . import files
+    from .runtime import bitstream
+
+    with files.reading(options.input) as source, _about(options.input):
+        found = bitstream.read_info(source)
+        size = source.seek(0, os.SEEK_END)
+    bits_per_pixel = 8 * size / (found.width * found.height)
+    blocks = {
+        name: len(block) for name in ("exif", "xmp", "icc") if (block := getattr(found.metadata, name)) is not None
+    }
+    if options.json:
+        import json
+
+        report = {
+            "file": options.input, "bytes": size, "version": found.version, "width": found.width,
+            "height": found.height, "quality": found.quality, "bits_per_pixel": bits_per_pixel, "tile": found.tile,
+            "tiles": found.tiles, "tile_bytes": list(found.tile_sizes), "bundle": found.bundle,
+            "digest": found.digest, "metadata_bytes": blocks,
+            "boxes": [{"type": kind, "offset": offset, "bytes": length} for kind, offset, length in found.boxes],
+        }  # fmt: skip
+        print(json.dumps(report, indent=2))
+        return 0
+    rows = {
+        "file": files.shown(options.input),
+        "picture": f"{found.width}x{found.height}, {found.width * found.height / 1e6:.2f} megapixels",
+        "size": f"{size} bytes, {bits_per_pixel:.3f} bits per pixel",
+        "quality": found.quality,
+        "tiles": f"{found.tiles} of up to {found.tile}x{found.tile} pixels",
+        "metadata": ", ".join(f"{name.upper()} {length} bytes" for name, length in blocks.items()) or "none",
+        "digest": found.digest or "none",
+        "bundle": found.bundle,
+        "version": found.version,
+    }
+    for name, value in rows.items():
+        print(f"{name:<10}{value}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from . import files
+    from .runtime import bitstream
+    from .runtime.errors import InputError
+
+    name = files.shown(options.input)
+    with files.reading(options.input) as source:
+        with _about(options.input):
+            found = bitstream.verify(source)
+        if options.pixels:
+            from . import pictures
+
+            codec = pictures.codec(options.bundle, options.backend, options.threads)
+            with _about(options.input), _Bar("decoding") as progress:
+                if not codec.verify_pixels(source, progress=progress):
+                    raise InputError(
+                        "the decoded pixels differ from the stored proof though every checksum holds; "
+                        "run `linnet doctor` and compare --backend reference"
+                    )
+    tiles = "1 tile" if found.tiles == 1 else f"{found.tiles} tiles"
+    print(f"{name}: intact, {tiles}{', the pixels match their proof' if options.pixels else ''}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import doctor
+
+    return doctor.main(as_json=options.json)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    with _extra("export"):
+        from .export import bundling
+
+        identity = bundling.export_camera(Path(options.weights), Path(options.out))
+    print(f"{options.out}: {identity}")
+    return 0
+
+
+def _say(path: str, notes: Sequence[str]) -> None:
+    from . import files
+
+    for note in notes:
+        print(f"linnet: {files.shown(path)}: note: {note}", file=sys.stderr)
+
+
+def _refuse_picture_name(path: str) -> None:
+    """`encode a.lnt a.png`, the two swapped, would destroy a photograph."""
+    from . import images
+    from .runtime.errors import UsageError
+
+    if os.path.splitext(path)[1].lower() in images.FORMATS:
+        raise UsageError(f"{path}: is named like a picture; `linnet encode IN OUT.lnt` writes .lnt")
+
+
+def _quality(text: str) -> int:
+    if not text.isdigit() or not defaults.LOWEST_QUALITY <= int(text) <= defaults.HIGHEST_QUALITY:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number from {defaults.LOWEST_QUALITY} to {defaults.HIGHEST_QUALITY}"
+        )
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _region(text: str) -> tuple[int, int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y,W,H in whole pixels, like 1024,512,640,480")
+    x, y, width, height = map(int, parts)
+    if width == 0 or height == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is an empty window; give a width and a height above 0")
+    return x, y, width, height
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""What a call or a command uses when nothing is said. Imports nothing, so that the command line can show it at once."""
+
+QUALITY = 60
+LOWEST_QUALITY, HIGHEST_QUALITY = 1, 100
+TILE = 512
+BACKEND = "auto"
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "reference")

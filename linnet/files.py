@@ -1,0 +1,82 @@
+"""Files and pipes for the commands: `-` is stdin or stdout, and an output appears whole or not at all.
+
+An output is written beside its final name and moved there when it is complete, so that a full disk, a signal or a bug
+leaves either the old file or the new one. Pipes and devices (`/dev/stdout`) are written as they come.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
+
+from .runtime.errors import InputError, MachineError, UsageError
+
+PIPE = "-"
+
+
+def shown(path: str, *, output: bool = False) -> str:
+    """The name of a file in a message."""
+    if path == PIPE:
+        return "standard output" if output else "standard input"
+    return path
+
+
+@contextmanager
+def reading(path: str) -> Iterator[BinaryIO]:
+    """A file, open for reading and seeking; stdin and other pipes are drained into memory first."""
+    if path == PIPE:
+        yield io.BytesIO(sys.stdin.buffer.read())
+        return
+    try:
+        source = open(path, "rb")  # noqa: SIM115 - only the opening may become an InputError
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}; give the path of a readable file") from error
+    with source:
+        yield source if source.seekable() else io.BytesIO(source.read())
+
+
+@contextmanager
+def writing(path: str) -> Iterator[BinaryIO]:
+    """A file to write and to seek in; it takes its name when the block ends well and vanishes when it does not."""
+    if path == PIPE:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    final = os.path.realpath(path)
+    if os.path.isdir(final):
+        raise UsageError(f"{path}: is a folder; name the file to write")
+    if not os.path.isdir(os.path.dirname(final)):
+        raise UsageError(f"{path}: the folder does not exist; create it first")
+    try:
+        if os.path.exists(final) and not stat.S_ISREG(os.stat(final).st_mode):
+            with open(final, "wb") as device:
+                yield device
+            return
+        unfinished = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{secrets.token_hex(4)}.part")
+        with open(unfinished, "xb") as output:
+            try:
+                yield output
+                output.flush()
+                os.fsync(output.fileno())
+                output.close()
+                os.replace(unfinished, final)
+            except BaseException:
+                output.close()
+                with suppress(FileNotFoundError):
+                    os.unlink(unfinished)
+                raise
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise MachineError(f"{path}: {reason(error)}; the output was not written") from error
+
+
+def reason(error: OSError) -> str:
+    """What the system says, in the middle of a sentence."""
+    return (error.strerror or str(error)).lower()
