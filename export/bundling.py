@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..calibration.certificate import certificate
-from ..calibration.entropy_tables import gaussian_tables
+from ..calibration.entropy_tables import laplacian_tables
 from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
@@ -88,7 +88,7 @@ def export_camera(weights: Path, out: Path) -> str:
     codec = load_camera(weights)
     networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
     gains, offsets = quality_tables(codec)
-    frequencies, radii = gaussian_tables()
+    frequencies, radii = laplacian_tables()
     manifest = {
         "name": "camera",
         "architecture": "camera",

@@ -14,10 +14,10 @@ import numpy as np
 GAIN_EXP = 4
 """Gains are integers in units of 2**-GAIN_EXP latent units."""
 SCALE_STEPS_PER_OCTAVE = 8
-"""Entropy tables per doubling of the Gaussian scale; also the unit of the networks' log-scale outputs."""
+"""Entropy tables per doubling of the scale; also the unit of the networks' log-scale outputs."""
 SCALE_TABLES = 80
-SMALLEST_SCALE = 0.11
-"""Scale, in symbols, of entropy table 0 (Balle et al., 2018); table i has SMALLEST_SCALE * 2**(i / 8)."""
+SMALLEST_SCALE = 0.06
+"""Standard deviation, in symbols, of entropy table 0; table i has SMALLEST_SCALE * 2**(i / 8)."""
 COMPANDING_KNEE = 3.0
 
 

@@ -33,9 +33,7 @@ class Photographs:
             else:
                 skipped.append(path.name)
         if skipped:
-            print(
-                f"skipped {len(skipped)} broken or small (< {smallest} pixels) images: {', '.join(skipped[:5])} ..."
-            )
+            print(f"skipped {len(skipped)} broken or small (< {smallest} pixels) images: {', '.join(skipped[:5])} ...")
         self.train = [image for i, image in enumerate(images) if i % 50 >= held_out]
         self.validation = [image for i, image in enumerate(images) if i % 50 < held_out]
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..calibration.qat import ExactConv2d
 from ..export.models.camera import Camera
 from .data import Photographs, to_full_scale
 from .initialise import initialise
@@ -29,7 +30,12 @@ LAMBDA_RANGE = (0.0011, 0.13)
 LEARNING_RATE = (3e-4, 1e-5)
 AVERAGE_DECAY = 0.9985
 GRADIENT_LIMIT = 1.0
+NORM_LIMIT = 1.4
+"""Largest norm of a saturating layer's stored weight per output channel (it starts near 1). Without it Adam's noise
+grows the weights until every activation is at a bound and nothing upstream learns."""
 CHECKPOINT_SECONDS = 180
+UNLIMITED = {"bypass", "out", "mix"}
+"""Layers that stay linear, which NORM_LIMIT does not concern."""
 VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 PHASES = (
@@ -59,7 +65,7 @@ def losses(codec: Camera, images: Tensor, quality: Tensor) -> tuple[Tensor, Tens
 def validate(codec: Camera, images: list[np.ndarray]) -> list[tuple[float, float]]:
     """(bits per pixel, PSNR in dB) at each validation quality over 256x256 centre crops of `images`."""
     codec.eval()
-    crops = to_full_scale(np.stack([image[64:320, 64:320] for image in images]))
+    crops = to_full_scale(np.stack([_centre(image, 256) for image in images]))
     points = []
     with torch.no_grad():
         for quality in VALIDATION_QUALITIES:
@@ -67,6 +73,19 @@ def validate(codec: Camera, images: list[np.ndarray]) -> list[tuple[float, float
             points.append((rate.mean().item(), (10 * torch.log10(255**2 / error)).mean().item()))
     codec.train()
     return points
+
+
+def _centre(image: np.ndarray, side: int) -> np.ndarray:
+    y, x = ((length - side) // 2 for length in image.shape[:2])
+    return image[y : y + side, x : x + side]
+
+
+def limit_norms(codec: Camera) -> None:
+    """Project the weights of the saturating layers back to NORM_LIMIT."""
+    with torch.no_grad():
+        for name, layer in codec.named_modules():
+            if isinstance(layer, ExactConv2d) and not layer.raw and name.split(".")[-1] not in UNLIMITED:
+                layer.weight.copy_(torch.renorm(layer.weight, 2, 0, NORM_LIMIT))
 
 
 def average_into(average: Camera, codec: Camera, decay: float) -> None:
@@ -122,6 +141,7 @@ def train(folder: Path, out: Path, minutes: float, seed: int) -> None:
         norm = torch.nn.utils.clip_grad_norm_(codec.parameters(), GRADIENT_LIMIT)
         if torch.isfinite(norm):
             optimizer.step()
+            limit_norms(codec)
         average_into(average, codec, min(AVERAGE_DECAY, (step + 1) / (step + 10)))
         step += 1
         now = time.monotonic()

@@ -1,0 +1,94 @@
+"""A smoke training: it learns, it resumes, and what it wrote exports to a bundle that codes a photograph exactly."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs the export extra")
+pytest.importorskip("onnx", reason="export needs the export extra")
+
+from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
+from linnet.export.bundling import export_camera  # noqa: E402
+from linnet.export.models.camera import Camera, laplacian_bits  # noqa: E402
+from linnet.runtime.bitstream import Picture  # noqa: E402
+from linnet.runtime.codec import Codec  # noqa: E402
+from linnet.training import train as training  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, photograph: np.ndarray) -> Path:
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    for number in range(4):
+        Image.fromarray(np.rot90(photograph, number)).save(folder / f"{number}.png")
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    return folder
+
+
+@pytest.mark.slow
+def test_smoke_training_resumes_and_exports(
+    folder: Path, tmp_path: Path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 3)
+    training.train(folder, tmp_path, minutes=0.15, seed=0)
+    first = torch.load(tmp_path / "last.pt", weights_only=True)
+    training.train(folder, tmp_path, minutes=0.25, seed=0)
+    second = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert second["step"] > first["step"] > 3
+    assert second["elapsed"] >= 15
+    with (tmp_path / "curve.csv").open() as file:
+        rows = [[float(value) for value in row] for row in csv.reader(file)]
+    assert np.isfinite(rows).all()
+
+    bundle = tmp_path / "smoke.lntb"
+    identity = export_camera(tmp_path / "last.pt", bundle)
+    codec, reference = (Codec.open(bundle, backend) for backend in ("onnxruntime", "reference"))
+    image = photograph[:128, :192]
+    data = codec.encode(image, quality=50)
+    assert Picture(data).header.bundle.hex() == identity
+    np.testing.assert_array_equal(codec.decode(data), reference.decode(data))
+    error = np.mean((codec.decode(data).astype(float) - image) ** 2)
+    assert 10 * np.log10(255**2 / error) > 24, "the KLT start alone gives more than that"
+
+
+def test_exact_layer_is_on_the_integer_grid() -> None:
+    torch.manual_seed(0)
+    layer = ExactConv2d(8, 6, 3)
+    layer.bias.data.uniform_(-0.5, 0.5)
+    layer.exact = True
+    x = torch.randint(-128, 128, (2, 8, 9, 9)) / 128
+    y = layer.eval()(x) * 128
+    assert torch.equal(y, y.round()) and y.min() >= -128 and y.max() <= 127
+    weight, bias, exponent = layer.integers()
+    assert torch.equal(weight % 2, torch.zeros_like(weight)) and (bias % 2 == 1).all()
+    assert weight.abs().max() <= 126 and (weight.abs().flatten(1).amax(1) >= 62).all()
+    assert (
+        (weight * 2.0 ** -exponent.reshape(-1, 1, 1, 1) - layer.weight).abs() <= 2.0 ** -exponent.reshape(-1, 1, 1, 1)
+    ).all()
+
+
+def test_saturation_lets_a_little_gradient_through() -> None:
+    x = torch.tensor([-2.0, 0.3, 5.0], requires_grad=True)
+    saturate(x, exact=True).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, torch.tensor([0.1, 1.0, 0.1]))
+
+
+def test_bits_are_a_distribution() -> None:
+    symbols = torch.arange(-400, 401).float()
+    for scale in (0.06, 0.3, 1.0, 5.0, 30.0):
+        total = (2 ** -laplacian_bits(symbols, torch.tensor(scale))).sum().item()
+        assert total == pytest.approx(1, abs=1e-3)
+
+
+def test_gains_never_rise_with_quality() -> None:
+    torch.manual_seed(1)
+    codec = Camera()
+    codec.log_gain_steps.data.normal_()
+    gains = codec.log_gains(torch.linspace(0, 1, 100))
+    assert (gains.diff(dim=0) <= 1e-6).all() and (gains >= 0).all()
