@@ -59,6 +59,10 @@ CASES = {
     "add saturates": Network("case", {"x": 8, "y": 8}, ("a",), (Add("a", ("x", "y"), "a", raw=False),)),
     "concat": Network("case", {"x": 8, "y": 4}, ("b",), (Concat("a", ("x", "y"), "a"), conv("b", "a", 12, 8, 3))),
     "depth to space": Network("case", {"x": 16}, ("b",), (DepthToSpace("a", "x", "a", 2), conv("b", "a", 4, 8, 3))),
+    "conv then depth to space": Network(
+        "case", {"x": 6}, ("b",), (conv("a", "x", 6, 27, 3), DepthToSpace("b", "a", "b", 3))
+    ),
+    "12 channels": Network("case", {"x": 16}, ("b",), (conv("a", "x", 16, 12, 3), conv("b", "a", 12, 20, 1))),
     "residual": Network(
         "case",
         {"x": 8},

@@ -94,79 +94,123 @@ def average_into(average: Camera, codec: Camera, decay: float) -> None:
             kept.lerp_(new, 1 - decay)
 
 
-def train(folder: Path, out: Path, minutes: float, seed: int) -> None:
-    torch.set_flush_denormal(True)
-    out.mkdir(parents=True, exist_ok=True)
-    photographs = Photographs(folder)
-    codec = Camera()
-    optimizer = torch.optim.Adam(codec.parameters(), lr=LEARNING_RATE[0])
-    average = copy.deepcopy(codec)
-    step, elapsed = 0, 0.0
-    checkpoint = out / "last.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        codec.load_state_dict(state["codec"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, elapsed = state["step"], state["elapsed"]
-    else:
-        torch.manual_seed(seed)
-        initialise(codec, photographs.batch(400, 256, np.random.default_rng(seed)))
-        average.load_state_dict(codec.state_dict())
-    rng = np.random.default_rng((seed, step))
-    torch.manual_seed(seed + step)
-    started = saved = time.monotonic()
-    before = elapsed
-    curve = (out / "curve.csv").open("a", newline="")
-    writer = csv.writer(curve)
-    bar = tqdm(total=round(minutes * 60), initial=round(elapsed), unit="s", disable=None)
-    codec.train()
-    smooth: dict[str, float] = {}
-    while elapsed < minutes * 60:
-        share = elapsed / (minutes * 60)
+class Trainer:
+    """One training run in OUT, alone or as one of `processes` workers that average their gradients.
+
+    Every worker draws its own batches and takes the same steps; worker 0 keeps the clock and writes the files.
+    """
+
+    def __init__(self, folder: Path, out: Path, minutes: float, seed: int, worker: int = 0, processes: int = 1) -> None:
+        self.checkpoint, self.seconds = out / "last.pt", minutes * 60
+        self.worker, self.processes = worker, processes
+        self.photographs = Photographs(folder)
+        self.codec = Camera()
+        self.optimizer = torch.optim.Adam(self.codec.parameters(), lr=LEARNING_RATE[0])
+        self.average = copy.deepcopy(self.codec)
+        self.steps, self.elapsed = 0, 0.0
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, weights_only=True)
+            for name in ("codec", "average", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+            self.steps, self.elapsed = state["steps"], state["elapsed"]
+        else:
+            torch.manual_seed(seed)
+            initialise(self.codec, self.photographs.batch(400, 256, np.random.default_rng(seed)))
+            self.average.load_state_dict(self.codec.state_dict())
+        self.rng = np.random.default_rng((seed, self.steps, worker))
+        torch.manual_seed(seed + self.steps + 1_000_003 * worker)
+
+    def run(self) -> None:
+        started = saved = time.monotonic() - self.elapsed
+        saved += self.elapsed
+        loss_average: float | None = None
+        self.codec.train()
+        bar = tqdm(
+            total=round(self.seconds), initial=round(self.elapsed), unit="s", disable=True if self.worker else None
+        )
+        while self.elapsed < self.seconds:
+            loss, norm, rate = self._step()
+            self.elapsed = self._agree(time.monotonic() - started)
+            loss_average = loss if loss_average is None else 0.98 * loss_average + 0.02 * loss
+            bar.update(round(self.elapsed) - bar.n)
+            bar.set_postfix(step=self.steps, loss=f"{loss_average:.3f}", refresh=False)
+            now = time.monotonic()
+            if not self.worker and (now - saved > CHECKPOINT_SECONDS or self.elapsed >= self.seconds):
+                saved = now
+                self._save([self.steps, round(self.elapsed), rate, loss_average, norm])
+        bar.close()
+
+    def _step(self) -> tuple[float, float, float]:
+        """One optimisation step; returns the loss, the gradient's norm and the learning rate."""
+        share = self.elapsed / self.seconds
         _, networks, exact, crop, batch = next(phase for phase in PHASES if share < phase[0])
-        for model in (codec, average):
+        for model in (self.codec, self.average):
             model.networks = networks
             model.set_exact(exact)
         high, low = LEARNING_RATE
-        rate = min(1.0, (step + 1) / 500) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in optimizer.param_groups:
+        rate = min(1.0, (self.steps + 1) / 500) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        images = photographs.batch(batch, crop, rng)
+        images = self.photographs.batch(batch, crop, self.rng)
         # One quality per stratum, so that every batch spans the range.
-        quality = torch.from_numpy((np.arange(batch) + rng.random(batch)) / batch).float()
-        loss, _, _ = losses(codec, images, quality)
-        optimizer.zero_grad(set_to_none=True)
+        quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float()
+        loss, _, _ = losses(self.codec, images, quality)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(codec.parameters(), GRADIENT_LIMIT)
+        self._average_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), GRADIENT_LIMIT)
         if torch.isfinite(norm):
-            optimizer.step()
-            limit_norms(codec)
-        average_into(average, codec, min(AVERAGE_DECAY, (step + 1) / (step + 10)))
-        step += 1
-        now = time.monotonic()
-        elapsed = before + now - started
-        bar.update(round(elapsed) - bar.n)
-        smooth["loss"] = 0.98 * smooth.get("loss", loss.item()) + 0.02 * loss.item()
-        if step % 20 == 0:
-            bar.set_postfix(step=step, loss=f"{smooth['loss']:.3f}")
-        if now - saved > CHECKPOINT_SECONDS or elapsed >= minutes * 60:
-            saved = now
-            points = validate(average, photographs.validation)
-            writer.writerow(
-                [step, round(elapsed), rate, smooth["loss"], norm.item(), *(v for point in points for v in point)]
-            )
-            curve.flush()
-            state = {
-                "codec": codec.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "elapsed": elapsed,
-            }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-    bar.close()
+            self.optimizer.step()
+            limit_norms(self.codec)
+        average_into(self.average, self.codec, min(AVERAGE_DECAY, (self.steps + 1) / (self.steps + 10)))
+        self.steps += 1
+        return loss.item(), norm.item(), rate
+
+    def _average_gradients(self) -> None:
+        if self.processes == 1:
+            return
+        gradients = [p.grad for p in self.codec.parameters() if p.grad is not None]
+        flat = torch.nn.utils.parameters_to_vector(gradients)
+        torch.distributed.all_reduce(flat)
+        torch.nn.utils.vector_to_parameters(flat / self.processes, gradients)
+
+    def _agree(self, seconds: float) -> float:
+        """Worker 0's clock for everyone, so that all workers are in the same phase."""
+        if self.processes == 1:
+            return seconds
+        clock = torch.tensor(seconds, dtype=torch.float64)
+        torch.distributed.broadcast(clock, 0)
+        return clock.item()
+
+    def _save(self, row: list[float]) -> None:
+        points = validate(self.average, self.photographs.validation)
+        with self.checkpoint.with_name("curve.csv").open("a", newline="") as file:
+            csv.writer(file).writerow([*row, *(value for point in points for value in point)])
+        state = {name: getattr(self, name).state_dict() for name in ("codec", "average", "optimizer")}
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save({**state, "steps": self.steps, "elapsed": self.elapsed}, temporary)
+        temporary.replace(self.checkpoint)
+
+
+def train(folder: Path, out: Path, minutes: float, seed: int = 0, *, processes: int = 1, threads: int = 1) -> None:
+    """Train for `minutes` of wall-clock time in all, continuing what OUT holds."""
+    out.mkdir(parents=True, exist_ok=True)
+    if processes == 1:
+        _work(0, folder, out, minutes, seed, 1, threads)
+    else:
+        (out / "meeting").unlink(missing_ok=True)
+        torch.multiprocessing.spawn(_work, (folder, out, minutes, seed, processes, threads), processes)
+
+
+def _work(worker: int, folder: Path, out: Path, minutes: float, seed: int, processes: int, threads: int) -> None:
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(threads)
+    if processes > 1:
+        meeting = f"file://{out.resolve()}/meeting"
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=worker, world_size=processes)
+    Trainer(folder, out, minutes, seed, worker, processes).run()
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 def main() -> None:
@@ -174,11 +218,14 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="folder of photographs")
     parser.add_argument("out", type=Path, help="folder for the checkpoint and the curve")
     parser.add_argument("--minutes", type=float, default=120.0, help="wall-clock training time (default 120)")
-    parser.add_argument("--threads", type=int, default=1, help="PyTorch threads; one beats two beside other work")
+    parser.add_argument("--processes", type=int, default=1, help="data-parallel workers")
+    parser.add_argument("--threads", type=int, default=1, help="threads per worker; one beats two beside other work")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    train(arguments.images, arguments.out, arguments.minutes, arguments.seed)
+    train(
+        arguments.images, arguments.out, arguments.minutes, arguments.seed,
+        processes=arguments.processes, threads=arguments.threads,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
