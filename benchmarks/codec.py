@@ -38,13 +38,10 @@ class Codec:
 
 
 class LinnetSession:
-    """A single-threaded `linnet.Codec`, opened on first use and again in any process this is sent to.
+    """A single-threaded `linnet.Codec`, opened on first use and again in any process this is sent to."""
 
-    With `proof` a file carries the digest of its decoded pixels, as `linnet encode` writes it: 32 bytes and one decode.
-    """
-
-    def __init__(self, bundle: str | None, backend: str, *, proof: bool) -> None:
-        self.bundle, self.backend, self.proof = bundle, backend, proof
+    def __init__(self, bundle: str | None, backend: str) -> None:
+        self.bundle, self.backend = bundle, backend
         self._opened: Opened | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,20 +55,18 @@ class LinnetSession:
         return self._opened
 
     def encode(self, picture: Picture, setting: float) -> bytes:
-        return self.open().encode(picture, quality=int(setting), digest=self.proof)
+        return self.open().encode(picture, quality=int(setting))
 
     def decode(self, data: bytes) -> Picture:
         return self.open().decode(data)
 
 
-def linnet_codec(
-    bundle: str | None, backend: str, *, qualities: tuple[float, ...] = LINNET_QUALITIES, proof: bool = True
-) -> Codec:
+def linnet_codec(bundle: str | None, backend: str, *, qualities: tuple[float, ...] = LINNET_QUALITIES) -> Codec:
     """linnet as a codec under test; opens the bundle at once, so that a missing one is reported before any work."""
     import linnet
 
-    session = LinnetSession(bundle, backend, proof=proof)
+    session = LinnetSession(bundle, backend)
     opened = session.open()
     version = f"linnet {linnet.__version__}, bundle {opened.bundle.identity[:16]}"
-    about = f"quality=q, backend {opened.backend.name}, 1 thread, {'with' if proof else 'without'} decode proof"
+    about = f"quality=q, backend {opened.backend.name}, 1 thread"
     return Codec(LINNET, about, version, tuple(sorted(qualities)), session.encode, session.decode)

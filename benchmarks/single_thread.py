@@ -54,7 +54,7 @@ def open_codec(name: str, bundle: str | None, backend: str) -> Codec:
     if name == LINNET:
         from .codec import linnet_codec
 
-        return linnet_codec(bundle, backend, proof=False)
+        return linnet_codec(bundle, backend)
     from .peers import PEERS
 
     return PEERS[name].codec()

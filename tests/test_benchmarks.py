@@ -8,7 +8,6 @@ import math
 import pickle
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -296,34 +295,15 @@ def test_rd_takes_any_codec_under_test_in_several_processes(folder: Path, capsys
     assert "set: 2 pictures" in out
 
 
-def test_linnet_is_opened_once_on_one_thread_and_travels(monkeypatch: pytest.MonkeyPatch) -> None:
-    import linnet
-
-    opened, encoded = [], []
-
-    class Opened:
-        bundle = SimpleNamespace(identity="0123456789abcdef" * 4)
-        backend = SimpleNamespace(name="reference")
-
-        @classmethod
-        def open(cls, *words: object, **options: object) -> Opened:
-            opened.append((words, options))
-            return cls()
-
-        def encode(self, picture: np.ndarray, **options: object) -> bytes:
-            encoded.append(options)
-            return b"bytes"
-
-    monkeypatch.setitem(vars(linnet), "Codec", Opened)
-    codec = linnet_codec("a.lntb", "auto", qualities=(80, 20))
-    assert codec.encode(np.zeros((8, 8, 3), np.uint8), 20.0) == b"bytes"
-    assert opened == [(("a.lntb",), {"backend": "auto", "threads": 1})]
-    assert encoded == [{"quality": 20, "digest": True}]
-    assert codec.settings == (20, 80) and "bundle 0123456789abcdef" in codec.version and "reference" in codec.about
+def test_linnet_is_a_codec_like_the_others_and_travels_to_another_process() -> None:
+    codec = linnet_codec(None, "auto", qualities=(80, 20))
+    picture = np.full((40, 70, 3), 99, np.uint8)
+    data = codec.encode(picture, 20.0)
+    assert codec.decode(data).shape == picture.shape
+    assert codec.settings == (20, 80) and "bundle" in codec.version and "onnxruntime" in codec.about
     copy = pickle.loads(pickle.dumps(codec))
-    assert copy.fingerprint == codec.fingerprint and len(opened) == 1
-    copy.encode(np.zeros((8, 8, 3), np.uint8), 20)
-    assert len(opened) == 2  # a session of its own
+    assert copy.fingerprint == codec.fingerprint
+    assert copy.encode(picture, 20) == data
 
 
 def test_rd_names_picture_codec_and_setting_of_a_failure(folder: Path) -> None:
