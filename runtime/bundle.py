@@ -21,7 +21,7 @@ import numpy as np
 
 from .core import EntropyTables
 from .errors import InputError, MachineError
-from .latents import CodingStep
+from .latents import CodingStep, rounding_offsets
 from .network import Network, rebuild
 
 FORMAT_VERSION = 1
@@ -41,7 +41,7 @@ class Bundle:
 
     `identity` (hex SHA-256), `name`, `steps` (coding steps in order), and the integer tables `gains` and
     `table_offsets` (100, latent + hyper channels) int16, `hyper_parameters` (2 * hyper channels,) int8,
-    `companding` (256,) int8, `entropy_tables`.
+    `companding` (256,) int8, `entropy_tables`, and the encoder's `rounding` (tables, 2) float32.
     """
 
     def __init__(self, members: Mapping[str, bytes], origin: str) -> None:
@@ -69,6 +69,7 @@ class Bundle:
         self.gains, self.table_offsets = tables["gains"], tables["table_offsets"]
         self.hyper_parameters, self.companding = tables["hyper_parameters"], tables["companding"]
         self.entropy_tables = EntropyTables(tables["frequencies"], tables["radii"])
+        self.rounding = rounding_offsets(tables["frequencies"], tables["radii"])
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Bundle:

@@ -22,8 +22,6 @@ from .latents import CodingStep, quality_value
 from .tiles import BLOCK, HYPER_BLOCK
 
 HYPER_SHRINK = HYPER_BLOCK // BLOCK
-DEAD_ZONE_ROUNDING = 0.5
-"""Encoder's choice: 0.5 rounds residuals to nearest; less prefers the smaller symbol, which costs fewer bits."""
 
 
 class _Symbols(Protocol):
@@ -57,7 +55,7 @@ class TileCoder:
 
         def quantize(tile, step, parameters, decoded, companded, value):  # type: ignore[no-untyped-def]
             tile_symbols, tile_indices = core.quantize(
-                step, value, parameters, tables.skip, DEAD_ZONE_ROUNDING, decoded, companded
+                step, value, parameters, self._bundle.rounding, decoded, companded
             )
             symbols[tile].append(tile_symbols)
             indices[tile].append(tile_indices)

@@ -12,7 +12,7 @@ import importlib.machinery
 import importlib.util
 import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linnet_rans_decode_start": (c_int, (POINTER(_DecoderStruct), c_void_p, c_size_t)),
     "linnet_rans_decode": (c_int, (c_void_p, POINTER(_DecoderStruct), c_void_p, c_size_t, c_void_p)),
     "linnet_rans_decode_finish": (c_int, (POINTER(_DecoderStruct),)),
-    "linnet_step_quantize": (
-        c_int,
-        (POINTER(_StepStruct), c_void_p, c_void_p, c_void_p, c_float, *[c_void_p] * 4, POINTER(c_size_t)),
-    ),
+    "linnet_step_quantize": (c_int, (POINTER(_StepStruct), *[c_void_p] * 7, POINTER(c_size_t))),
     "linnet_step_tables": (c_int, (POINTER(_StepStruct), c_void_p, c_void_p, POINTER(c_size_t))),
     "linnet_step_dequantize": (c_int, (POINTER(_StepStruct), *[c_void_p] * 4)),
     "linnet_pixels_to_planes": (
@@ -305,28 +302,28 @@ def quantize(
     step: Step,
     latent: np.ndarray,
     params: np.ndarray,
-    skip: np.ndarray,
-    rounding: float,
+    rounding: np.ndarray,
     decoded: np.ndarray,
     companded: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encoder's side of a step: (symbols int16, table_index uint8), both (step.symbols,).
 
     `latent` float32 (height, width, channels) in full-scale units (1.0 is 128 latent units), `params` int8
-    (height, width, 2n), `skip` uint8 (tables,). `rounding` in (0, 0.5]: 0.5 rounds to nearest, less widens the zone
-    that gives 0. What the decoder will see is written to `decoded` and `companded`, int8 (height, width, channels), at
-    the step's positions and channels only. NaN counts as the mean.
+    (height, width, 2n). `rounding` float32 (tables, 2), for residuals below one step and beyond: 0.5 rounds to nearest,
+    less prefers the smaller symbol, -inf (which a skip table needs) always gives 0.
+    What the decoder will see is written to `decoded` and `companded`, int8 (height, width, channels), at the step's
+    positions and channels only. NaN counts as the mean.
     """
-    if not 0 < rounding <= 0.5:
-        raise ValueError(f"rounding must lie within (0, 0.5], not {rounding}")
+    rounding_pointer = _pointer(rounding, "rounding", np.float32, (step.tables, 2))
+    if not (rounding <= 0.5).all():
+        raise ValueError(f"rounding must not exceed 0.5: {rounding.max()}")
     symbols, table_index = np.empty(step.symbols, np.int16), np.empty(step.symbols, np.uint8)
     count = c_size_t()
     error = _native.linnet_step_quantize(
         step._struct,
         _pointer(latent, "latent", np.float32, step.latent_shape),
         _pointer(params, "params", np.int8, step.params_shape),
-        _pointer(skip, "skip", np.uint8, (step.tables,)),
-        rounding,
+        rounding_pointer,
         _pointer(decoded, "decoded", np.int8, step.latent_shape, writable=True),
         _pointer(companded, "companded", np.int8, step.latent_shape, writable=True),
         symbols.ctypes.data,

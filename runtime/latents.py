@@ -19,6 +19,9 @@ SCALE_TABLES = 80
 SMALLEST_SCALE = 0.06
 """Standard deviation, in symbols, of entropy table 0; table i has SMALLEST_SCALE * 2**(i / 8)."""
 COMPANDING_KNEE = 3.0
+BIT_WORTH = 0.1
+"""Squared error, in squared quantisation steps, that the encoder accepts to save one bit. High-rate theory gives
+2 ln 2 / 12 = 0.116 where steps and rate are in balance."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,24 @@ def companding_table() -> np.ndarray:
 def quality_value(quality: int) -> int:
     """The int8 value of the quality plane that the networks see, -127 at quality 1 to 127 at 100."""
     return round((quality - 1) * 254 / 99) - 127
+
+
+def rounding_offsets(frequencies: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """(tables, 2) float32: what the encoder adds to a residual's magnitude before it cuts the fraction off.
+
+    Rate-distortion-optimised quantisation without a search: the larger of two symbols is worth its extra bits only
+    if it saves enough squared error, so the threshold between n and n + 1 moves up from n + 0.5 by half of
+    BIT_WORTH times the difference of their code lengths. The first column is for n = 0, the second for n >= 1. A
+    skip table (radius 0) always gives 0.
+    """
+    offsets = np.full((len(radii), 2), -np.inf, np.float32)
+    start = 0
+    for table, radius in enumerate(radii.astype(int)):
+        if radius:
+            bits = -np.log2(frequencies[start + radius : start + 2 * radius + 1] / 2**14)
+            steps = np.diff(bits)
+            offsets[table] = 0.5 - BIT_WORTH / 2 * np.array(
+                [steps[0], np.median(steps[1:]) if radius > 1 else steps[0]]
+            )
+            start += 2 * radius + 2
+    return np.clip(offsets, None, 0.5)

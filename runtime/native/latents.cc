@@ -50,11 +50,13 @@ inline void choose_tables(uint32_t n, const int8_t *__restrict scale, const int1
 }
 
 inline void quantize(uint32_t n, const float *__restrict latent, const int8_t *__restrict mean,
-                     const int16_t *__restrict gain, float rounding, int16_t *__restrict symbol)
+                     const int16_t *__restrict gain, const uint8_t *__restrict table,
+                     const float *__restrict rounding, int16_t *__restrict symbol)
 {
     for (uint32_t c = 0; c < n; c++) {
         const float r = (128.0f * latent[c] - float(mean[c])) * 16.0f / float(gain[c]);
-        float magnitude = (r < 0 ? -r : r) + rounding;
+        float magnitude = r < 0 ? -r : r;
+        magnitude += rounding[2 * table[c] + (magnitude >= 1)];
         magnitude = magnitude > 0 ? magnitude : 0;  // NaN
         const int32_t whole = int32_t(magnitude < kMaxMagnitude ? magnitude : kMaxMagnitude);
         symbol[c] = int16_t(r < 0 ? -whole : whole);
@@ -79,27 +81,22 @@ inline void compand(uint32_t n, const int8_t *__restrict table, const int8_t *__
 
 }  // namespace
 
-int linnet_step_quantize(const linnet_step *step, const float *latent, const int8_t *params, const uint8_t *skip,
-                         float rounding, int8_t *decoded, int8_t *companded, int16_t *symbols, uint8_t *table_index,
-                         size_t *count)
+int linnet_step_quantize(const linnet_step *step, const float *latent, const int8_t *params, const float *rounding,
+                         int8_t *decoded, int8_t *companded, int16_t *symbols, uint8_t *table_index, size_t *count)
 {
-    if (!valid(step) || !latent || !params || !skip || !decoded || !companded || !symbols || !table_index || !count)
+    if (!valid(step) || !latent || !params || !rounding || !decoded || !companded || !symbols || !table_index || !count)
         return LINNET_ERROR_ARGUMENT;
-    if (!(rounding > 0 && rounding <= 0.5f))
-        return LINNET_ERROR_ARGUMENT;
+    for (uint32_t i = 0; i < 2 * step->tables; i++)
+        if (!(rounding[i] <= 0.5f))
+            return LINNET_ERROR_ARGUMENT;
     const uint32_t n = step->last - step->first;
-    int16_t keep[LINNET_MAX_TABLES];  // a mask, since a branch on it would be mispredicted often
-    for (uint32_t i = 0; i < step->tables; i++)
-        keep[i] = skip[i] ? 0 : -1;
     *count = n * each_position(*step, [&](size_t position, size_t k) {
         const int8_t *mean = params + position * 2 * n;
         const size_t at = position * step->channels + step->first;
         int16_t *symbol = symbols + k * n;
         uint8_t *index = table_index + k * n;
         choose_tables(n, mean + n, step->table_offset, step->tables, index);
-        quantize(n, latent + at, mean, step->gain, rounding, symbol);
-        for (uint32_t c = 0; c < n; c++)
-            symbol[c] = int16_t(symbol[c] & keep[index[c]]);
+        quantize(n, latent + at, mean, step->gain, index, rounding, symbol);
         dequantize(n, mean, step->gain, symbol, decoded + at);
         compand(n, step->companding, decoded + at, companded + at);
     });

@@ -134,14 +134,14 @@ typedef struct linnet_step {
 /* `latent` (height, width, channels) is in full-scale units, 1.0 being 128 latent units.
  *
  *     r = (128 * latent - m) * 16 / gain
- *     symbol = sign(r) * floor(|r| + rounding), within [-511, 511]; 0 for NaN or where skip[table index] is not 0
+ *     symbol = sign(r) * max(0, floor(|r| + rounding[2 * table index + (|r| >= 1)])), within [-511, 511]; 0 for NaN
  *
- * `rounding` lies in (0, 0.5]; less than 0.5 widens the zone that gives 0. `decoded` and `companded` (height, width,
- * channels) are written at the step's positions and channels only; `symbols`, `table_index` and *count receive the
- * step's. */
+ * `rounding` has two entries per table, each at most 0.5. 0.5 rounds to nearest, less prefers the smaller symbol, and
+ * -INFINITY, which a skip table must have, always gives 0. `decoded` and `companded` (height, width, channels) are
+ * written at the step's positions and channels only; `symbols`, `table_index` and *count receive the step's. */
 LINNET_API int linnet_step_quantize(const linnet_step *step, const float *latent, const int8_t *params,
-                                    const uint8_t *skip, float rounding, int8_t *decoded, int8_t *companded,
-                                    int16_t *symbols, uint8_t *table_index, size_t *count);
+                                    const float *rounding, int8_t *decoded, int8_t *companded, int16_t *symbols,
+                                    uint8_t *table_index, size_t *count);
 LINNET_API int linnet_step_tables(const linnet_step *step, const int8_t *params, uint8_t *table_index, size_t *count);
 LINNET_API int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const int16_t *symbols,
                                       int8_t *decoded, int8_t *companded);
