@@ -19,7 +19,7 @@ SCALE_TABLES = 80
 SMALLEST_SCALE = 0.06
 """Standard deviation, in symbols, of entropy table 0; table i has SMALLEST_SCALE * 2**(i / 8)."""
 COMPANDING_KNEE = 3.0
-BIT_WORTH = 0.1
+BIT_WORTH = 0.08
 """Squared error, in squared quantisation steps, that the encoder accepts to save one bit. High-rate theory gives
 2 ln 2 / 12 = 0.116 where steps and rate are in balance."""
 

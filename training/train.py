@@ -25,7 +25,7 @@ from ..export.models.camera import Camera
 from .data import Photographs, to_full_scale
 from .initialise import initialise
 
-LAMBDA_RANGE = (0.0011, 0.13)
+LAMBDA_RANGE = (0.0007, 0.09)
 """Weight of the mean squared error (levels of 0..255) against bits per pixel at quality 1 and 100."""
 LEARNING_RATE = (3e-4, 1e-5)
 AVERAGE_DECAY = 0.9985

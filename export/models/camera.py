@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...calibration.qat import ExactConv2d, SaturatingAdd, round_straight_through, saturate, set_exact
 from ...runtime.latents import (
+    BIT_WORTH,
     COMPANDING_KNEE,
     GAIN_EXP,
     SCALE_STEPS_PER_OCTAVE,
@@ -28,14 +29,14 @@ from ...runtime.latents import (
     companding_table,
 )
 
-LATENT_CHANNELS = 192
+LATENT_CHANNELS = 320
 HYPER_CHANNELS = 64
 FEATURE_CHANNELS = 96
 CODING_STEPS = (
     CodingStep(0, 32, parity=0, context=0),
     CodingStep(0, 32, parity=1, context=32),
     CodingStep(32, 80, parity=None, context=32),
-    CodingStep(80, 192, parity=None, context=80),
+    CodingStep(80, 320, parity=None, context=80),
 )
 GAIN_ANCHORS = 6
 LOG2_SCALE_BIAS = 1.0
@@ -54,7 +55,7 @@ class ResidualBlock(nn.Module):
 
 
 class Analysis(nn.Module):
-    """Planes (N, 12, H/2, W/2) to the latent's accumulator (N, 192, H/16, W/16)."""
+    """Planes (N, 12, H/2, W/2) to the latent's accumulator (N, 320, H/16, W/16)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class Analysis(nn.Module):
 
 
 class HyperAnalysis(nn.Module):
-    """Companded latent (N, 192, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
+    """Companded latent (N, 320, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class ContextStep(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Latent (N, 192, h, w), and companded with the quality plane (N, 193, h, w), to planes (N, 12, 8h, 8w)."""
+    """Latent (N, 320, h, w), and companded with the quality plane (N, 321, h, w), to planes (N, 12, 8h, 8w)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,6 +177,16 @@ def laplacian_bits(value: Tensor, scale: Tensor) -> Tensor:
     return bits * (1 / math.log(2))
 
 
+def optimised_rounding(residual: Tensor, scale: Tensor) -> Tensor:
+    """The symbols that the encoder chooses (`runtime.latents.rounding_offsets`), with ideal Laplacian code lengths."""
+    with torch.no_grad():
+        rate = math.sqrt(2) / scale
+        above_zero = torch.log(-torch.expm1(-rate / 2)) - torch.log(-torch.expm1(-rate)) + math.log(2) + rate / 2
+        magnitude = residual.abs()
+        more_bits = torch.where(magnitude < 1, above_zero, rate) / math.log(2)
+        return torch.sign(residual) * torch.floor(magnitude + 0.5 - BIT_WORTH / 2 * more_bits).clamp_min(0)
+
+
 class Camera(nn.Module):
     """The whole codec as one trainable module; `forward` takes images in full-scale units and one quality each."""
 
@@ -191,13 +202,13 @@ class Camera(nn.Module):
         self.log_gain_steps = nn.Parameter(torch.full((GAIN_ANCHORS - 1, channels), 0.0))
         self.hyper_log_scale = nn.Parameter(torch.full((HYPER_CHANNELS,), 2.0))
         self.gain_table: Tensor | None = None
-        """The gains of a bundle (100, 192 + 64), which then replace the learned ones."""
+        """The gains of a bundle (100, 320 + 64), which then replace the learned ones."""
         self.exact = False
         self.networks = True
         """Off: only the linear bypass runs, so that the entropy model can be warmed up at a fifth of the cost."""
 
     def log_gains(self, quality: Tensor) -> Tensor:
-        """log2 of the quantisation step in latent units, (N, 192 + 64), for quality positions (N,) in [0, 1].
+        """log2 of the quantisation step in latent units, (N, 320 + 64), for quality positions (N,) in [0, 1].
 
         Never below 0 (the latent's own grid) and never rising with quality, by construction.
         """
@@ -209,7 +220,7 @@ class Camera(nn.Module):
         return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
 
     def gains(self, quality: Tensor) -> Tensor:
-        """Quantisation steps in latent units, (N, 192 + 64, 1, 1); on the runtime's grid of 1/16 when exact."""
+        """Quantisation steps in latent units, (N, 320 + 64, 1, 1); on the runtime's grid of 1/16 when exact."""
         if self.gain_table is not None:
             return self.gain_table[torch.round(quality * (len(self.gain_table) - 1)).long()][:, :, None, None]
         gain = 2.0 ** self.log_gains(quality)
@@ -224,11 +235,9 @@ class Camera(nn.Module):
         """
         residual = (value - mean) / gain
         scale = 2.0 ** (log2_scale - torch.log2(gain)).clamp_min(math.log2(SMALLEST_SCALE))
-        if self.training:
-            bits = laplacian_bits(residual + torch.rand_like(residual) - 0.5, scale)
-        else:
-            bits = laplacian_bits(torch.round(residual), scale)
-        offset = round_straight_through(residual) * gain
+        symbol = residual + (optimised_rounding(residual, scale) - residual).detach()
+        bits = laplacian_bits(residual + torch.rand_like(residual) - 0.5 if self.training else symbol, scale)
+        offset = symbol * gain
         if self.exact:  # half rounds up, as the runtime's integer shift does
             offset = offset + (torch.floor(offset + 0.5) - offset).detach()
         return saturate((mean + offset) / 128, self.exact), bits
@@ -239,7 +248,7 @@ class Camera(nn.Module):
         return plane[:, None, None, None].expand(-1, 1, *like.shape[2:])
 
     def latent(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in full-scale units to latents (N, 192, H/16, W/16) in latent units."""
+        """Images (N, 3, H, W) in full-scale units to latents (N, 320, H/16, W/16) in latent units."""
         planes = F.pixel_unshuffle(images, 2)
         if not self.networks:
             return 128 * self.analysis.bypass(planes)
@@ -274,7 +283,7 @@ class Camera(nn.Module):
         return decoded, bits
 
     def reconstruct(self, decoded: Tensor, quality: Tensor) -> Tensor:
-        """Decoded latents (N, 192, h, w) in full-scale units to images (N, 3, 16h, 16w) in full-scale units."""
+        """Decoded latents (N, 320, h, w) in full-scale units to images (N, 3, 16h, 16w) in full-scale units."""
         if not self.networks:
             planes = F.pixel_shuffle(self.synthesis.bypass(decoded), 8)
         else:
