@@ -57,13 +57,15 @@ def load_bundle_into_camera(bundle: Bundle) -> Camera:
 
 
 def quality_tables(codec: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """(gains, table offsets), each (100, latent + hyper channels) int16: quantisation steps in 1/16 and their log."""
+    """(gains, table offsets), each (100, latent + hyper channels) int16: quantisation steps in 1/64 and their log."""
     with torch.no_grad():
         quality = torch.arange(QUALITIES) / (QUALITIES - 1)
         gains = codec.gains(quality)[:, :, 0, 0].double().numpy()
     first_table = -SCALE_STEPS_PER_OCTAVE * math.log2(SMALLEST_SCALE)
     offsets = SCALE_STEPS_PER_OCTAVE * (LOG2_SCALE_BIAS - np.log2(gains)) + first_table
-    return np.rint(gains * 2**GAIN_EXP).astype(np.int16), np.rint(offsets).astype(np.int16)
+    return np.clip(np.rint(gains * 2**GAIN_EXP), 2**GAIN_EXP, 2**15 - 1).astype(np.int16), np.rint(offsets).astype(
+        np.int16
+    )
 
 
 def hyper_parameters(codec: Camera) -> np.ndarray:

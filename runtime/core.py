@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError, MachineError
+from .latents import GAIN_EXP
 
 API_VERSION = 1
 """LINNET_API_VERSION of the header this module was written for."""
@@ -241,7 +242,7 @@ class Step:
     """One coding step of one tile: channels [first, last) of (height, width, channels) latents.
 
     It covers the positions with (row + column) % 2 == `parity`, or all of them if `parity` is -1. `gain` (n,) int16, in
-    1/16 latent and at least 16, and `table_offset` (n,) int16 have n = last - first entries; `companding` (256,) int8
+    1/64 latent and at least 64, and `table_offset` (n,) int16 have n = last - first entries; `companding` (256,) int8
     holds the value for the latent v at v + 128; `tables` is the number of entropy tables. The arrays are kept, not
     copied, and must not change afterwards.
     """
@@ -268,8 +269,8 @@ class Step:
         if not 1 <= self.tables <= MAX_TABLES:
             raise ValueError(f"a step needs 1 to {MAX_TABLES} entropy tables, not {self.tables}")
         gain = _pointer(self.gain, "gain", np.int16, (self.coded_channels,))
-        if self.gain.min() < 16:
-            raise ValueError("a gain below 16 would make a quantisation step finer than the latents")
+        if self.gain.min() < 1 << GAIN_EXP:
+            raise ValueError(f"a gain below {1 << GAIN_EXP} would make a quantisation step finer than the latents")
         offset = _pointer(self.table_offset, "table_offset", np.int16, (self.coded_channels,))
         companding = _pointer(self.companding, "companding", np.int8, (256,))
         numbers = map(int, (self.height, self.width, self.channels, self.first, self.last, self.parity))

@@ -1,7 +1,7 @@
 """The integer glue between the networks: quality gains, quantisation, scale tables and companding.
 
-A latent `v` is an int8 number. A quality maps each channel to a step `gain / 16 >= 1` in units of v; the symbol `s`
-codes v around its predicted mean: v = clamp(mean + round(s * gain / 16)). This module owns those definitions and their
+A latent `v` is an int8 number. A quality maps each channel to a step `gain / 64 >= 1` in units of v; the symbol `s`
+codes v around its predicted mean: v = clamp(mean + round(s * gain / 64)). This module owns those definitions and their
 constants; the float twin that trains is `export.models.camera`.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GAIN_EXP = 4
+GAIN_EXP = 6
 """Gains are integers in units of 2**-GAIN_EXP latent units."""
 SCALE_STEPS_PER_OCTAVE = 8
 """Entropy tables per doubling of the scale; also the unit of the networks' log-scale outputs."""

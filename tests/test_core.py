@@ -377,10 +377,10 @@ def test_threads_share_tables():
 # ---- Latent arithmetic ----
 
 
-def step_of(rng, height, width, channels, first, last, parity, tables=SCALE_TABLES, widest=300) -> core.Step:
+def step_of(rng, height, width, channels, first, last, parity, tables=SCALE_TABLES, widest=1200) -> core.Step:
     n = last - first
     return core.Step(
-        height, width, channels, first, last, parity, rng.integers(16, widest, n).astype(np.int16),
+        height, width, channels, first, last, parity, rng.integers(64, widest, n).astype(np.int16),
         rng.integers(-100, 200, n).astype(np.int16), companding_table(), tables,
     )  # fmt: skip
 
@@ -400,7 +400,7 @@ def quantize_twin(step, latent, params, rounding):
     mean = params[mask][:, :n].astype(np.float32)
     with np.errstate(all="ignore"):
         value = latent[mask][:, step.first : step.last]
-        r = (np.float32(128) * value - mean) * np.float32(16) / step.gain.astype(np.float32)
+        r = (np.float32(128) * value - mean) * np.float32(64) / step.gain.astype(np.float32)
         table = step_tables_twin(step, params).reshape(r.shape)
         magnitude = np.floor(np.abs(r) + rounding[table, (np.abs(r) >= 1).astype(int)])
     magnitude = np.where(np.isnan(magnitude), 0, np.clip(magnitude, 0, 511))
@@ -410,7 +410,7 @@ def quantize_twin(step, latent, params, rounding):
 def dequantize_twin(step, params, symbols, decoded, companded):
     mask, n = mask_of(step), step.coded_channels
     mean = params[mask][:, :n].astype(int)
-    latent = np.clip(mean + ((symbols.reshape(-1, n).astype(int) * step.gain + 8) >> 4), -128, 127)
+    latent = np.clip(mean + ((symbols.reshape(-1, n).astype(int) * step.gain + 32) >> 6), -128, 127)
     decoded, companded = decoded.copy(), companded.copy()
     decoded[mask, step.first : step.last] = latent
     companded[mask, step.first : step.last] = step.companding[latent + 128]
@@ -423,7 +423,7 @@ def test_steps_equal_their_definition(shape, parity):
     rng = np.random.default_rng(abs(hash((shape, parity))) % 1000)
     height, width, channels = shape
     for first, last in {(0, channels), (channels // 3, channels), (channels // 2, channels // 2 + 1)}:
-        step = step_of(rng, height, width, channels, first, last, parity, widest=int(rng.choice([40, 32767])))
+        step = step_of(rng, height, width, channels, first, last, parity, widest=int(rng.choice([160, 32767])))
         latent = rng.normal(0, 0.5, shape).astype(np.float32)
         latent[rng.random(shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf, 3e38, -1e-40, 0.0])
         params = rng.integers(-128, 128, step.params_shape).astype(np.int8)
@@ -449,7 +449,7 @@ def test_steps_equal_their_definition(shape, parity):
 
 
 def test_rounding_and_clamping_of_symbols():
-    gain = np.full(1, 16, np.int16)
+    gain = np.full(1, 64, np.int16)
     step = core.Step(1, 8, 1, 0, 1, -1, gain, np.zeros(1, np.int16), companding_table(), 1)
     latent = np.array([0.5, -0.5, 0.49, 1.5, 600, -600, np.nan, -np.inf], np.float32).reshape(1, 8, 1) / 128
     params, never = np.zeros((1, 8, 2), np.int8), -np.inf
@@ -497,13 +497,13 @@ def test_steps_check_their_arguments():
     "change",
     [
         {"height": 0}, {"width": -1}, {"width": 1 << 28}, {"first": 4}, {"last": 7}, {"first": -1}, {"parity": 2},
-        {"tables": 0}, {"tables": 129}, {"gain": np.full(3, 15, np.int16)}, {"gain": np.full(2, 16, np.int16)},
-        {"gain": np.full(3, 16, np.int32)}, {"table_offset": np.zeros(4, np.int16)},
+        {"tables": 0}, {"tables": 129}, {"gain": np.full(3, 63, np.int16)}, {"gain": np.full(2, 64, np.int16)},
+        {"gain": np.full(3, 64, np.int32)}, {"table_offset": np.zeros(4, np.int16)},
         {"companding": np.zeros(255, np.int8)},
     ],
 )  # fmt: skip
 def test_impossible_steps_are_refused(change):
-    arrays = {"gain": np.full(3, 16, np.int16), "table_offset": np.zeros(3, np.int16)}
+    arrays = {"gain": np.full(3, 64, np.int16), "table_offset": np.zeros(3, np.int16)}
     good = {"height": 4, "width": 5, "channels": 6, "first": 1, "last": 4, "parity": -1, "tables": 80, **arrays}
     core.Step(companding=companding_table(), **good)
     with pytest.raises(ValueError):

@@ -220,7 +220,7 @@ class Camera(nn.Module):
         return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
 
     def gains(self, quality: Tensor) -> Tensor:
-        """Quantisation steps in latent units, (N, 320 + 64, 1, 1); on the runtime's grid of 1/16 when exact."""
+        """Quantisation steps in latent units, (N, 320 + 64, 1, 1); on the runtime's grid of 1/64 when exact."""
         if self.gain_table is not None:
             return self.gain_table[torch.round(quality * (len(self.gain_table) - 1)).long()][:, :, None, None]
         gain = 2.0 ** self.log_gains(quality)

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int kGainExp = 4;
+constexpr int kGainExp = 6;
 constexpr int kMinGain = 1 << kGainExp;
 constexpr uint64_t kMaxElements = uint64_t(1) << 30;
 constexpr float kMaxMagnitude = 511;  // one less than the entropy coder's range, for symmetry
@@ -54,7 +54,7 @@ inline void quantize(uint32_t n, const float *__restrict latent, const int8_t *_
                      const float *__restrict rounding, int16_t *__restrict symbol)
 {
     for (uint32_t c = 0; c < n; c++) {
-        const float r = (128.0f * latent[c] - float(mean[c])) * 16.0f / float(gain[c]);
+        const float r = (128.0f * latent[c] - float(mean[c])) * float(kMinGain) / float(gain[c]);
         float magnitude = r < 0 ? -r : r;
         magnitude += rounding[2 * table[c] + (magnitude >= 1)];
         magnitude = magnitude > 0 ? magnitude : 0;  // NaN

@@ -209,7 +209,7 @@ void try_step()
     Buffer<float> rounding(2 * step.tables);
     Buffer<float> latent(size);  // random bits: NaN, infinities and denormals among them
     for (size_t c = 0; c < n; c++)
-        gain[c] = int16_t(between(0, 3) ? between(16, 200) : between(16, 32767));
+        gain[c] = int16_t(between(0, 3) ? between(64, 800) : between(64, 32767));
     for (size_t i = 0; i < step.tables; i++)
         if (between(0, 1))
             rounding[2 * i] = rounding[2 * i + 1] = -std::numeric_limits<float>::infinity();
@@ -262,7 +262,7 @@ void try_step()
     case 2: step.channels = step.last - 1; break;
     case 3: step.parity = 2; break;
     case 4: step.tables = uint32_t(between(0, 1)) * (LINNET_MAX_TABLES + 1); break;
-    case 5: gain[n - 1] = 15; break;
+    case 5: gain[n - 1] = 63; break;
     default: step.width = 0;
     }
     CHECK(quantize() == LINNET_ERROR_ARGUMENT);
