@@ -60,7 +60,7 @@ class TileCoder:
             symbols[tile].append(tile_symbols)
             indices[tile].append(tile_indices)
 
-        seen = self._bundle.companding[np.clip(np.rint(latents * 128), -128, 127).astype(np.int16) + 128]
+        seen = core.compand(latents, self._bundle.companding)
         hyper = self._backend.run("hyper_analysis", {"latent": seen})[0]
         decoded = self._walk(latents.shape, quantize, hyper, latents)
         finish = lambda tile: core.rans_encode(tables, np.concatenate(symbols[tile]), np.concatenate(indices[tile]))  # noqa: E731

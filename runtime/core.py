@@ -64,6 +64,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linnet_step_quantize": (c_int, (POINTER(_StepStruct), *[c_void_p] * 7, POINTER(c_size_t))),
     "linnet_step_tables": (c_int, (POINTER(_StepStruct), c_void_p, c_void_p, POINTER(c_size_t))),
     "linnet_step_dequantize": (c_int, (POINTER(_StepStruct), *[c_void_p] * 4)),
+    "linnet_compand": (c_int, (c_void_p, c_size_t, c_void_p, c_void_p)),
     "linnet_pixels_to_planes": (
         c_int,
         (c_void_p, c_uint32, c_uint32, c_size_t, c_int64, c_int64, c_uint32, c_uint32, c_void_p),
@@ -356,6 +357,22 @@ def dequantize(step: Step, params: np.ndarray, symbols: np.ndarray, decoded: np.
         _pointer(companded, "companded", np.int8, step.latent_shape, writable=True),
     )
     _check(error, "dequantisation")
+
+
+def compand(latent: np.ndarray, companding: np.ndarray) -> np.ndarray:
+    """What the hyper-analysis sees of float32 `latent` in full-scale units: int8 of the same shape; NaN counts as 0.
+
+    `companding` (256,) int8 holds the value for the latent v at v + 128.
+    """
+    companded = np.empty(latent.shape, np.int8)
+    error = _native.linnet_compand(
+        _pointer(latent, "latent", np.float32, latent.shape),
+        latent.size,
+        _pointer(companding, "companding", np.int8, (256,)),
+        companded.ctypes.data,
+    )
+    _check(error, "companding")
+    return companded
 
 
 def pixels_to_planes(

@@ -466,6 +466,18 @@ def test_rounding_and_clamping_of_symbols():
         assert decoded.ravel().tolist() == np.clip(expected, -128, 127).tolist()
 
 
+def test_companding_of_latents():
+    rng = np.random.default_rng(4)
+    latent = rng.normal(0, 0.7, (3, 5, 33)).astype(np.float32)
+    latent[0, 0, :4] = [np.inf, -np.inf, 0.99, -1]
+    table = companding_table()
+    expected = table[np.clip(np.floor(128 * latent.astype(np.float64) + 0.5), -128, 127).astype(int) + 128]
+    assert np.array_equal(core.compand(latent, table), expected)
+    assert core.compand(np.full(2, np.nan, np.float32), table).tolist() == [table[128]] * 2
+    with pytest.raises(ValueError, match="latent"):
+        core.compand(latent.astype(np.float64), table)
+
+
 def test_steps_check_their_arguments():
     rng = np.random.default_rng(5)
     step = step_of(rng, 4, 5, 6, 1, 4, 0)

@@ -127,3 +127,15 @@ int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const 
     });
     return LINNET_OK;
 }
+
+int linnet_compand(const float *latent, size_t count, const int8_t *companding, int8_t *companded)
+{
+    if (!companding || (count && (!latent || !companded)))
+        return LINNET_ERROR_ARGUMENT;
+    for (size_t i = 0; i < count; i++) {
+        float v = 128.0f * latent[i];
+        v = v == v ? std::clamp(v, -128.0f, 127.0f) : 0;
+        companded[i] = companding[int32_t(v + 128.5f)];
+    }
+    return LINNET_OK;
+}

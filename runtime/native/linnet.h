@@ -146,6 +146,10 @@ LINNET_API int linnet_step_tables(const linnet_step *step, const int8_t *params,
 LINNET_API int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const int16_t *symbols,
                                       int8_t *decoded, int8_t *companded);
 
+/* What the hyper-analysis sees of `count` latents in full-scale units: companding[clamp(round(128 * latent)) + 128],
+ * 0 for NaN. Encoder only. */
+LINNET_API int linnet_compand(const float *latent, size_t count, const int8_t *companding, int8_t *companded);
+
 /* ---- Pixels and network planes ----
  *
  * Planes are (h / 2, w / 2, 12) int8: channel = 4 * colour + 2 * (y & 1) + (x & 1), value = pixel - 128, with x and y

@@ -245,6 +245,7 @@ void try_step()
         CHECK(index[i] < step.tables && std::abs(symbols[i]) <= 511 && !(symbols[i] && rounding[2 * index[i]] < 0));
         symbols[i] = int16_t(random32());
     }
+    CHECK(!linnet_compand(latent.get(), size, companding.get(), companded2.get()));
     const auto dequantize = [&] {
         return linnet_step_dequantize(&step, params.get(), symbols.get(), decoded.get(), companded.get());
     };
