@@ -32,13 +32,14 @@ class _Saturate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, exact: bool) -> Tensor:  # type: ignore[no-untyped-def, override]
         y = torch.round(x * 2**ACTIVATION_EXP) * 2.0**-ACTIVATION_EXP if exact else x
-        ctx.save_for_backward((x >= -1.0) & (x <= FULL_SCALE))
+        ctx.save_for_backward(x)
         return y.clamp(-1.0, FULL_SCALE)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
-        (inside,) = ctx.saved_tensors
-        return gradient * (inside * (1 - LEAK) + LEAK), None
+        (x,) = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradient, x, -1.0, FULL_SCALE)
+        return inside.mul_(1 - LEAK).add_(gradient, alpha=LEAK), None
 
 
 def saturate(x: Tensor, exact: bool) -> Tensor:

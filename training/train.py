@@ -14,10 +14,11 @@ import csv
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..calibration.qat import ExactConv2d
@@ -28,6 +29,12 @@ from .initialise import initialise
 LAMBDA_RANGE = (0.0007, 0.09)
 """Weight of the mean squared error (levels of 0..255) against bits per pixel at quality 1 and 100."""
 LEARNING_RATE = (3e-4, 1e-5)
+"""Adam's, at the start and at the end of the cosine: for the bypass, biases, gains."""
+MUON_LEARNING_RATE = 4e-3
+"""Muon's at the start, for the networks' weights; follows the same cosine. 1e-2 is too much for small batches."""
+MUON_ROWS = 128
+"""Wider layers are orthogonalised in interleaved groups of at most this many output channels (for a sub-pixel
+convolution: by phase), at a fraction of the cost."""
 AVERAGE_DECAY = 0.9985
 GRADIENT_LIMIT = 1.0
 NORM_LIMIT = 1.4
@@ -40,9 +47,9 @@ VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 PHASES = (
     # share of the time up to which the phase lasts, networks on, exact arithmetic, crop, batch
-    (0.05, False, False, 128, 8),
-    (0.68, True, False, 128, 8),
-    (0.88, True, True, 128, 8),
+    (0.02, False, False, 128, 8),
+    (0.64, True, False, 128, 8),
+    (0.86, True, True, 128, 8),
     (1.00, True, True, 256, 2),
 )
 
@@ -88,6 +95,42 @@ def limit_norms(codec: Camera) -> None:
                 layer.weight.copy_(torch.renorm(layer.weight, 2, 0, NORM_LIMIT))
 
 
+class Optimizer:
+    """Muon (Jordan et al., 2024) for the networks' weights, Adam for the bypass, biases and gains.
+
+    Per step Muon costs a quarter more than Adam and the rate at equal quality falls more than twice as fast.
+    """
+
+    def __init__(self, codec: Camera) -> None:
+        self.matrices: list[tuple[nn.Parameter, Tensor, slice]] = []
+        for name, layer in codec.named_modules():
+            if isinstance(layer, ExactConv2d) and not name.endswith("bypass"):
+                groups = -(-layer.weight.shape[0] // MUON_ROWS)
+                for rows in (slice(first, None, groups) for first in range(groups)):
+                    self.matrices.append((layer.weight, nn.Parameter(layer.weight.data[rows].flatten(1)), rows))
+        orthogonalised = {id(weight) for weight, _, _ in self.matrices}
+        rest = [p for p in codec.parameters() if id(p) not in orthogonalised]
+        views = [view for _, view, _ in self.matrices]
+        self.adam = torch.optim.Adam(rest, lr=LEARNING_RATE[0])
+        self.muon = torch.optim.Muon(views, lr=MUON_LEARNING_RATE, weight_decay=0.0, ns_steps=3)
+
+    def step(self, rate: float) -> None:
+        """Update from the parameters' gradients at `rate` (Adam's; Muon's is in proportion)."""
+        for weight, view, rows in self.matrices:
+            view.grad = None if weight.grad is None else weight.grad[rows].flatten(1)
+        for optimizer, factor in ((self.adam, 1.0), (self.muon, MUON_LEARNING_RATE / LEARNING_RATE[0])):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adam": self.adam.state_dict(), "muon": self.muon.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state["adam"])
+        self.muon.load_state_dict(state["muon"])
+
+
 def average_into(average: Camera, codec: Camera, decay: float) -> None:
     with torch.no_grad():
         for kept, new in zip(average.state_dict().values(), codec.state_dict().values(), strict=True):
@@ -105,7 +148,7 @@ class Trainer:
         self.worker, self.processes = worker, processes
         self.photographs = Photographs(folder)
         self.codec = Camera()
-        self.optimizer = torch.optim.Adam(self.codec.parameters(), lr=LEARNING_RATE[0])
+        self.optimizer = Optimizer(self.codec)
         self.average = copy.deepcopy(self.codec)
         self.steps, self.elapsed = 0, 0.0
         if self.checkpoint.exists():
@@ -149,18 +192,16 @@ class Trainer:
             model.set_exact(exact)
         high, low = LEARNING_RATE
         rate = min(1.0, (self.steps + 1) / 500) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         images = self.photographs.batch(batch, crop, self.rng)
         # One quality per stratum, so that every batch spans the range.
         quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float()
         loss, _, _ = losses(self.codec, images, quality)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.codec.zero_grad(set_to_none=True)
         loss.backward()
         self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), GRADIENT_LIMIT)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            self.optimizer.step(rate)
             limit_norms(self.codec)
         average_into(self.average, self.codec, min(AVERAGE_DECAY, (self.steps + 1) / (self.steps + 10)))
         self.steps += 1
