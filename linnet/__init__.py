@@ -9,21 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .pictures import Frame, decode, encode, info, open
-    from .runtime.bitstream import Info, Metadata
+    from .pictures import File, Frame, decode, encode, info, open
+    from .runtime.bitstream import Metadata
     from .runtime.codec import Codec
     from .runtime.errors import InputError, LinnetError, MachineError, UsageError
+    from .runtime.inspection import Info
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Codec", "Frame", "Info", "InputError", "LinnetError", "MachineError", "Metadata", "UsageError", "__version__",
-    "decode", "encode", "info", "open",
+    "Codec", "File", "Frame", "Info", "InputError", "LinnetError", "MachineError", "Metadata", "UsageError",
+    "__version__", "decode", "encode", "info", "open",
 ]  # fmt: skip
 
 _HOMES = {
-    "Frame": "pictures", "decode": "pictures", "encode": "pictures", "info": "pictures", "open": "pictures",
-    "Info": "runtime.bitstream", "Metadata": "runtime.bitstream",
+    "File": "pictures", "Frame": "pictures",
+    "decode": "pictures", "encode": "pictures", "info": "pictures", "open": "pictures",
+    "Info": "runtime.inspection", "Metadata": "runtime.bitstream",
     "Codec": "runtime.codec",
     "InputError": "runtime.errors", "LinnetError": "runtime.errors", "MachineError": "runtime.errors",
     "UsageError": "runtime.errors",

@@ -100,14 +100,24 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         "--digest", action=argparse.BooleanOptionalAction, default=False,
         help="store a proof of the decoded pixels for `verify --pixels` (takes one decode)",
     )  # fmt: skip
+    encode.add_argument(
+        "--levels", type=_count, default=0, metavar="N",
+        help="store overviews down to 1/2^N of the size, below a tenth of the file in all; else none",
+    )  # fmt: skip
     _add_codec_options(encode)
 
     decode = _command(commands, "decode", _decode, ".lnt to a PNG, JPEG, TIFF or WebP picture")
     decode.add_argument("input", metavar="IN.lnt", help="the file; - reads stdin")
     decode.add_argument("output", metavar="OUT", help="the picture to write, format by suffix; - writes PNG to stdout")
     decode.add_argument(
-        "--region", type=_region, metavar="X,Y,W,H", help="decode this window only: left, top, width, height in pixels"
+        "--region", type=_region, metavar="X,Y,W,H",
+        help="decode this window only: left, top, width, height in pixels of the level",
+    )  # fmt: skip
+    decode.add_argument("--frame", type=_count, default=0, metavar="N", help="of a recording, counted from 0; else 0")
+    decode.add_argument(
+        "--level", type=_count, default=0, metavar="L", help="at 1/2^L of the width and height; else 0, full size"
     )
+    decode.add_argument("--conceal", action="store_true", help="fill damaged tiles from the overview, and say which")
     _add_codec_options(decode)
 
     info = _command(commands, "info", _info, "what a .lnt file says about itself; decodes nothing")
@@ -118,6 +128,11 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     verify.add_argument("input", metavar="IN.lnt", help="the file; - reads stdin")
     verify.add_argument("--pixels", action="store_true", help="decode too, and compare with the stored proof")
     _add_codec_options(verify)
+
+    recover = _command(commands, "recover", _recover, "a well-formed file with every whole tile of a damaged one")
+    recover.add_argument("input", metavar="IN.lnt", help="the damaged file; - reads stdin")
+    recover.add_argument("output", metavar="OUT.lnt", help="the file to write")
+    recover.add_argument("--json", action="store_true", help="print the report as JSON")
 
     doctor = _command(commands, "doctor", _doctor, "what this machine has, which backend runs, what to install")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -229,8 +244,8 @@ def _encode(options: argparse.Namespace) -> int:
     started = perf_counter()
     with _about(options.input), _Bar("encoding") as progress:
         data = codec.encode(
-            picture.pixels, quality=options.quality, tile=options.tile, metadata=picture.metadata,
-            digest=options.digest, progress=progress,
+            picture.pixels, quality=options.quality, tile=options.tile, levels=options.levels,
+            metadata=picture.metadata, digest=options.digest, progress=progress,
         )  # fmt: skip
     seconds = perf_counter() - started
     with files.writing(options.output) as output:
@@ -248,28 +263,33 @@ def _encode(options: argparse.Namespace) -> int:
 
 def _decode(options: argparse.Namespace) -> int:
     from . import files, images, pictures
-    from .runtime import bitstream
+    from .runtime.bitstream import Reader
 
     images.output_format(options.output)
-    codec = None
+    blanks: list[str] = []
     with files.reading(options.input) as source:
         with _about(options.input):
-            metadata = bitstream.read_info(source).metadata
+            reader = Reader(source)
+            metadata = reader.metadata(options.frame)
         codec = pictures.codec(options.bundle, options.backend, options.threads)
         with _about(options.input), _Bar("decoding") as progress:
-            pixels = codec.decode(source, region=options.region, progress=progress)
+            pixels = codec.decode(
+                reader, region=options.region, frame=options.frame, level=options.level, conceal=options.conceal,
+                blanks=blanks, progress=progress,
+            )  # fmt: skip
+        _say(options.input, [*reader.damage, *blanks])
     _say(options.output, images.write(options.output, pixels, metadata))
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
     from . import files
-    from .runtime import bitstream
+    from .runtime import inspection
 
     with files.reading(options.input) as source, _about(options.input):
-        found = bitstream.read_info(source)
+        found = inspection.read_info(source)
         size = source.seek(0, os.SEEK_END)
-    bits_per_pixel = 8 * size / (found.width * found.height)
+    bits_per_pixel = 8 * size / (found.width * found.height * found.frames)
     blocks = {
         name: len(block) for name in ("exif", "xmp", "icc") if (block := getattr(found.metadata, name)) is not None
     }
@@ -279,7 +299,10 @@ def _info(options: argparse.Namespace) -> int:
         report = {
             "file": options.input, "bytes": size, "version": found.version, "width": found.width,
             "height": found.height, "quality": found.quality, "bits_per_pixel": bits_per_pixel, "tile": found.tile,
-            "tiles": found.tiles, "tile_bytes": list(found.tile_sizes), "bundle": found.bundle,
+            "tiles": found.tiles, "tile_bytes": list(found.tile_sizes), "levels": list(found.levels),
+            "encrypted_tiles": found.sealed, "frames": found.frames, "recording": found.recording,
+            "first_timestamp": found.timestamps[0], "last_timestamp": found.timestamps[1],
+            "damage": list(found.damage), "bundle": found.bundle,
             "digest": found.digest, "metadata_bytes": blocks,
             "boxes": [{"type": kind, "offset": offset, "bytes": length} for kind, offset, length in found.boxes],
         }  # fmt: skip
@@ -291,11 +314,19 @@ def _info(options: argparse.Namespace) -> int:
         "size": f"{size} bytes, {bits_per_pixel:.3f} bits per pixel",
         "quality": found.quality,
         "tiles": f"{found.tiles} of up to {found.tile}x{found.tile} pixels",
+        "levels": ", ".join(f"1/{1 << level}" for level in found.levels) or "full size only",
         "metadata": ", ".join(f"{name.upper()} {length} bytes" for name, length in blocks.items()) or "none",
         "digest": found.digest or "none",
         "bundle": found.bundle,
         "version": found.version,
     }
+    if found.recording:
+        seconds = (found.timestamps[1] - found.timestamps[0]) / 1e9
+        rows["frames"] = f"{found.frames}" + (f" in {seconds:.1f} s" if seconds > 0 else "")
+    if found.sealed:
+        rows["encrypted"] = f"{found.sealed} tiles"
+    if found.damage:
+        rows["damage"] = "; ".join(found.damage)
     for name, value in rows.items():
         print(f"{name:<10}{value}")
     return 0
@@ -303,13 +334,13 @@ def _info(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from . import files
-    from .runtime import bitstream
+    from .runtime import inspection
     from .runtime.errors import InputError
 
     name = files.shown(options.input)
     with files.reading(options.input) as source:
         with _about(options.input):
-            found = bitstream.verify(source)
+            found = inspection.verify(source)
         if options.pixels:
             from . import pictures
 
@@ -322,6 +353,23 @@ def _verify(options: argparse.Namespace) -> int:
                     )
     tiles = "1 tile" if found.tiles == 1 else f"{found.tiles} tiles"
     print(f"{name}: intact, {tiles}{', the pixels match their proof' if options.pixels else ''}")
+    return 0
+
+
+def _recover(options: argparse.Namespace) -> int:
+    from . import files
+    from .runtime import recovery
+
+    with files.reading(options.input) as source, files.writing(options.output) as output, _about(options.input):
+        report = recovery.recover(source, output)
+    if options.json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(report), indent=2))
+        return 0
+    _say(options.input, [*report.damage, *report.lost])
+    print(f"{options.output}: {report.frames} frames, {report.tiles} whole tiles, {len(report.lost)} lost")
     return 0
 
 
@@ -363,6 +411,12 @@ def _quality(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a whole number from {defaults.LOWEST_QUALITY} to {defaults.HIGHEST_QUALITY}"
         )
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""The Python calls on one picture: array to bytes, bytes to array, and a `Frame` that reads windows of a file.
+"""The Python calls: array to bytes, bytes to array, and a `File` whose frames are read window by window.
 
 A codec (bundle, backend, threads) is opened once and kept; opening one loads the networks and proves them against
 the bundle's known answers, which costs more than coding a small picture. Nothing here knows what is in the bytes.
@@ -6,21 +6,24 @@ the bundle's known answers, which costs more than coding a small picture. Nothin
 
 from __future__ import annotations
 
-import io
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import defaults, files
-from .runtime import bitstream
-from .runtime.bitstream import Info, Metadata
+from . import defaults
+from .runtime import bitstream, inspection
+from .runtime.bitstream import Metadata
 from .runtime.codec import Codec
+from .runtime.encoder import Protection
 from .runtime.errors import InputError
+from .runtime.inspection import Info
+from .runtime.sources import ByteSource, as_source
 
 CODECS_KEPT = 4
 """Opened codecs remembered; the one that was not used for longest goes first."""
@@ -41,68 +44,160 @@ def encode(
     *,
     quality: int = defaults.QUALITY,
     tile: int = defaults.TILE,
+    levels: int = 0,
     metadata: Metadata | None = None,
     digest: bool = False,
+    protection: Protection | None = None,
     bundle: str | Path | None = None,
     backend: str = defaults.BACKEND,
     threads: int | None = None,
 ) -> bytes:
-    """The `.lnt` bytes of an (H, W, 3) uint8 RGB array; `digest` adds a proof of the decoded pixels (one decode)."""
-    chosen = codec(_key(bundle), backend, threads)
-    return chosen.encode(image, quality=quality, tile=tile, metadata=metadata, digest=digest)
+    """The `.lnt` bytes of an (H, W, 3) uint8 RGB array.
+
+    `levels`: how many times the overview pyramid halves the picture. `digest` adds a proof of the decoded pixels (one
+    decode). `protection` (`linnet.Protection`) encrypts tiles.
+    """
+    return codec(_key(bundle), backend, threads).encode(
+        image, quality=quality, tile=tile, levels=levels, metadata=metadata, digest=digest, protection=protection
+    )
 
 
 def decode(
     data: bytes | BinaryIO,
     *,
     region: tuple[int, int, int, int] | None = None,
+    frame: int = 0,
+    level: int = 0,
+    key: bytes | None = None,
+    conceal: bool = False,
     bundle: str | Path | None = None,
     backend: str = defaults.BACKEND,
     threads: int | None = None,
 ) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB array of `.lnt` bytes or of an open file; `region` is (x, y, width, height) in pixels."""
-    return codec(_key(bundle), backend, threads).decode(data, region=region)
+    """The (H, W, 3) uint8 RGB array of `.lnt` bytes or of an open file.
+
+    `region` is (x, y, width, height) in pixels of `level`, which has 1 / 2**level of the width and height. `key` opens
+    encrypted tiles; `conceal` fills lost ones from the overview instead of raising InputError.
+    """
+    return codec(_key(bundle), backend, threads).decode(
+        data, region=region, frame=frame, level=level, key=key, conceal=conceal
+    )
 
 
 def info(data: bytes | BinaryIO) -> Info:
-    """What the header, the index and the metadata say; no pixel is decoded."""
-    return bitstream.read_info(data)
+    """What the frame records, the indices and the metadata say; no pixel is decoded."""
+    return inspection.read_info(data)
 
 
 class Frame:
-    """One picture in a file: its size at once, its pixels window by window. Close it, or use it in a `with` block."""
+    """One frame of a file: its size at once, its pixels window by window."""
 
-    def __init__(self, source: BinaryIO, *, bundle: str | None, backend: str, threads: int | None) -> None:
-        self._source = source
-        self._codec_settings = (bundle, backend, threads)
-        self.info = bitstream.read_info(source)
+    def __init__(self, file: File, number: int) -> None:
+        self._file, self.number = file, number
+        self._index = file.reader.index(number)
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
-        return self.info.width, self.info.height
+        grid = self._index.record.grid
+        return grid.width, grid.height
 
     @property
     def tiles(self) -> int:
-        """How many tiles the picture has."""
-        return self.info.tiles
+        """How many tiles the frame has at full size."""
+        return self._index.record.grid.count
 
-    def read(self) -> np.ndarray:
-        """The whole picture, (H, W, 3) uint8 RGB."""
-        return self._decode(None)
+    @property
+    def quality(self) -> int:
+        return self._index.record.quality
 
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """A window, (height, width, 3) uint8 RGB: the same pixels as that crop of `read()`. Reads only its tiles."""
-        return self._decode((x, y, width, height))
+    @property
+    def timestamp(self) -> int:
+        """Nanoseconds since 1970, 0 where unknown."""
+        return self._index.record.timestamp
+
+    @property
+    def levels(self) -> list[int]:
+        """The stored levels, 0 first. Others can be read too, from the next finer stored one."""
+        return list(self._index.record.levels)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._file.reader.metadata(self.number)
+
+    def read(self, level: int = 0, **options: Any) -> np.ndarray:
+        """The whole frame, (H, W, 3) uint8 RGB, at 1 / 2**level of its size. Options as in `read_region`."""
+        return self._file._decode(frame=self.number, level=level, **options)
+
+    def read_region(self, x: int, y: int, width: int, height: int, level: int = 0, **options: Any) -> np.ndarray:
+        """A window, (height, width, 3) uint8 RGB: the same pixels as that crop of `read(level)`. Reads only its tiles.
+
+        `conceal=True` fills lost or damaged tiles from the overview instead of raising InputError; a list given as
+        `blanks` gets a sentence about each tile that is not what was recorded.
+        """
+        return self._file._decode(frame=self.number, level=level, region=(x, y, width, height), **options)
+
+    def strips(self, level: int = 0, **options: Any) -> Iterator[np.ndarray]:
+        """The whole frame from top to bottom in strips (rows, W, 3), in memory that grows with its width only."""
+        return self._file._strips(frame=self.number, level=level, **options)
+
+
+class File(Sequence[Frame]):
+    """An open file: a sequence of frames, and for pictures also the one frame itself. Use it in a `with` block."""
+
+    def __init__(
+        self, source: ByteSource, *, bundle: str | None, backend: str, threads: int | None, key: bytes | None
+    ) -> None:
+        self._source = source
+        self._codec_settings = (bundle, backend, threads)
+        self._key = key
+        self.reader = bitstream.Reader(source)
+
+    @property
+    def damage(self) -> list[str]:
+        """What is missing or was repaired while reading, in sentences."""
+        return self.reader.damage
+
+    @property
+    def info(self) -> Info:
+        return inspection.read_info(self.reader)
+
+    def __len__(self) -> int:
+        return self.reader.frame_count
+
+    def __getitem__(self, number: int) -> Frame:  # type: ignore[override]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"frame {number}: the file has {len(self)}")
+        return Frame(self, number % len(self))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the first frame."""
+        return self[0].size
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the first frame."""
+        return self[0].tiles
+
+    def read(self, level: int = 0, **options: Any) -> np.ndarray:
+        """The first frame (of a picture: the picture), as `Frame.read`."""
+        return self[0].read(level, **options)
+
+    def read_region(self, x: int, y: int, width: int, height: int, level: int = 0, **options: Any) -> np.ndarray:
+        """A window of the first frame, as `Frame.read_region`."""
+        return self[0].read_region(x, y, width, height, level, **options)
+
+    def _decode(self, **options: Any) -> np.ndarray:
+        return codec(*self._codec_settings).decode(self.reader, key=self._key, **options)
+
+    def _strips(self, **options: Any) -> Iterator[np.ndarray]:
+        return codec(*self._codec_settings).strips(self.reader, key=self._key, **options)
 
     def close(self) -> None:
         self._source.close()
 
-    def _decode(self, region: tuple[int, int, int, int] | None) -> np.ndarray:
-        self._source.seek(0)
-        return codec(*self._codec_settings).decode(self._source, region=region)
-
-    def __enter__(self) -> Frame:
+    def __enter__(self) -> File:
         return self
 
     def __exit__(
@@ -114,20 +209,28 @@ class Frame:
 def open(
     path: str | os.PathLike[str],
     *,
+    key: bytes | None = None,
     bundle: str | Path | None = None,
     backend: str = defaults.BACKEND,
     threads: int | None = None,
-) -> Frame:
-    """The picture in the `.lnt` file at `path`; nothing but its header and index is read yet."""
+) -> File:
+    """The `.lnt` file at `path`, or at an URL (http, https, or what fsspec knows); only its index is read yet.
+
+    `key` (32 bytes) opens encrypted tiles. Raises InputError for what is not there or not a `.lnt` file.
+    """
+    name = os.fspath(path)
+    if "://" in name:
+        from .remote import open_remote
+
+        source = open_remote(name)
+        name = source.name  # without passwords and signatures
+    else:
+        source = as_source(name)
     try:
-        source = io.open(path, "rb")  # noqa: SIM115, UP020 - the frame owns it, and `open` is this function
-    except OSError as error:
-        raise InputError(f"{os.fspath(path)}: {files.reason(error)}; give the path of a .lnt file") from error
-    try:
-        return Frame(source, bundle=_key(bundle), backend=backend, threads=threads)
+        return File(source, bundle=_key(bundle), backend=backend, threads=threads, key=key)
     except InputError as error:
         source.close()
-        raise InputError(f"{os.fspath(path)}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
     except BaseException:
         source.close()
         raise

@@ -60,7 +60,7 @@ class LinnetImageFile(ImageFile.ImageFile):
 
 
 def _accept(prefix: bytes) -> bool:
-    from .runtime.bitstream import SIGNATURE
+    from .runtime.boxes import SIGNATURE
 
     return prefix.startswith(SIGNATURE)
 

@@ -1,49 +1,42 @@
-"""Frames to .lnt bytes and back: the session that ties networks, tile coding and the container together.
-
-Encoding walks the frame by rows of tiles: analysis over a strip with its halo, then the tiles of the strip as one
-batch. Decoding entropy-decodes the tiles that a window and its halo touch and runs the synthesis over compute tiles.
-Networks see real neighbours across tile borders, so a window equals the same crop of the full decode bit for bit.
-"""
+"""Frames to .lnt bytes and back: a bundle on a backend, ready to encode frames and to decode windows of them."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
+import io
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from . import backends, core
-from .bitstream import Header, Metadata, Picture, write_picture
+from . import backends, encoder
+from .bitstream import FrameRecord, Metadata, PictureWriter, Reader
 from .bundle import Bundle
-from .coding import TileCoder
+from .decoder import LevelDecoder, Opener, window_strips
+from .encoder import FrameWriter, Progress, Protection
 from .errors import InputError, UsageError
-from .latents import quality_value
-from .tiles import BLOCK, Rect, TileGrid, compute_tiles
+from .levels import level_qualities
+from .rows import ArrayRows, FrameRows
+from .sources import ByteSource
+from .tiles import Rect, TileGrid
 
 DEFAULT_TILE = 512
 MAX_OUTPUT_PIXELS = 1 << 29
 """Pixels one decode call may return (512 megapixels, 1.5 GB), so that a forged header cannot take all memory."""
-COMPUTE_SIDE = 2048, 1024
-"""Width and height in pixels of what the networks compute at once: bounds memory, amortises the halo."""
-BATCH_PIXELS = 8 * 512 * 512
-"""Pixels whose tiles are entropy-coded as one batch."""
 
-Progress = Callable[[int, int], None]
+Source = bytes | BinaryIO | ByteSource | Reader
 
 
 class Codec:
-    """A bundle on a backend. Not for concurrent calls: use one codec per thread."""
+    """A bundle on a backend. Calls may come from several threads at once."""
 
     def __init__(self, bundle: Bundle, backend: backends.Backend, threads: int | None = None) -> None:
         self.bundle, self.backend = bundle, backend
-        self._pool = ThreadPoolExecutor(threads) if threads != 1 else None
-        networks = bundle.manifest["halo"]
-        self._analysis_halo: int = networks["analysis"]
-        self._synthesis_halo: int = networks["synthesis"]
+        self.pool = ThreadPoolExecutor(threads) if threads != 1 else None
+        self.analysis_halo: int = bundle.manifest["halo"]["analysis"]
+        self.synthesis_halo: int = bundle.manifest["halo"]["synthesis"]
 
     @classmethod
     def open(cls, bundle: str | Path | None = None, backend: str = "auto", threads: int | None = None) -> Codec:
@@ -59,154 +52,155 @@ class Codec:
         *,
         quality: int = 60,
         tile: int = DEFAULT_TILE,
+        levels: int = 0,
         metadata: Metadata | None = None,
         digest: bool = False,
+        protection: Protection | None = None,
         progress: Progress | None = None,
     ) -> bytes:
-        """Encode an (H, W, 3) uint8 RGB array to .lnt bytes.
+        """Encode an (H, W, 3) uint8 RGB array to a picture file's bytes; the arguments are those of `encode_frame`."""
+        output = io.BytesIO()
+        self.encode_frame(
+            PictureWriter(output), ArrayRows(image), quality=quality, tile=tile, levels=levels, metadata=metadata,
+            digest=digest, protection=protection, progress=progress,
+        )  # fmt: skip
+        return output.getvalue()
 
-        quality 1..100; `tile` is the side in pixels of the random-access unit, a multiple of 64. `digest` decodes the
-        frame here and stores the SHA-256 of its pixels as the decode proof (costs one decode). `progress` is called
-        with (tiles done, tiles). Raises UsageError for arguments out of range.
+    def encode_frame(
+        self,
+        writer: FrameWriter,
+        frame: np.ndarray | FrameRows,
+        *,
+        quality: int = 60,
+        tile: int = DEFAULT_TILE,
+        levels: int = 0,
+        number: int = 0,
+        timestamp: int = 0,
+        metadata: Metadata | None = None,
+        digest: bool = False,
+        protection: Protection | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Encode one frame into `writer`, in memory that grows with its width only.
+
+        quality 1..100; `tile` is the side in pixels of the random-access unit, a multiple of 64; `levels` how many
+        times the overview pyramid halves the frame. `digest` decodes the frame here and stores the SHA-256 of its
+        pixels as the decode proof (costs one decode). `progress` is called with (tiles done, tiles). Raises UsageError
+        for arguments out of range.
         """
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UsageError(
-                f"image has shape {image.shape} and type {image.dtype}: an (H, W, 3) uint8 RGB array is needed"
-            )
+        rows = ArrayRows(frame) if isinstance(frame, np.ndarray) else frame
         if not (isinstance(quality, int | np.integer) and 1 <= quality <= 100):
             raise UsageError(f"quality is {quality!r}: use a whole number from 1 to 100")
-        grid = TileGrid(image.shape[1], image.shape[0], tile)
-        if image.strides[1:] != (3, 1):
-            image = np.ascontiguousarray(image)
-        coder = TileCoder(self.bundle, self.backend, int(quality), self._pool)
-        payloads: list[bytes] = [b""] * grid.count
-        canvas = self._canvas(grid.padded) if digest else None
-        done = 0
-        for batch in _row_batches(grid):
-            area = _bounding(grid, batch)
-            latents = self._analyse(image, area, grid)
-            for group in grid.same_shape(batch, len(batch)):
-                rects = [grid.rect(number).scaled(1, BLOCK) for number in group]
-                parts = np.stack([_view(latents, rect, area.scaled(1, BLOCK)) for rect in rects])
-                coded, decoded = coder.encode(parts)
-                for number, payload, rect, part in zip(group, coded, rects, decoded, strict=True):
-                    payloads[number] = payload
-                    if canvas is not None:
-                        _view(canvas, rect, grid.padded.scaled(1, BLOCK))[...] = part
-                done += len(group)
-                if progress:
-                    progress(done, grid.count)
-        proof = None
-        if canvas is not None:
-            frame = Rect(0, 0, grid.width, grid.height)
-            pixels = self._synthesise(canvas, grid.padded, frame, int(quality), grid)
-            proof = hashlib.sha256(pixels).digest()
-        header = Header(grid, int(quality), bytes.fromhex(self.bundle.identity), proof)
-        return write_picture(header, payloads, metadata)
+        record = FrameRecord(
+            TileGrid(rows.width, rows.height, tile), level_qualities(int(quality), levels),
+            bytes.fromhex(self.bundle.identity), number, timestamp, protection.salt if protection else None,
+        )  # fmt: skip
+        encoder.encode_frame(
+            self, writer, rows, record, metadata=metadata, digest=digest, protection=protection, progress=progress
+        )
 
     def decode(
         self,
-        data: bytes | BinaryIO | Picture,
+        data: Source,
         *,
         region: tuple[int, int, int, int] | None = None,
+        frame: int = 0,
+        level: int = 0,
+        key: bytes | None = None,
+        conceal: bool = False,
+        blanks: list[str] | None = None,
         progress: Progress | None = None,
         max_pixels: int = MAX_OUTPUT_PIXELS,
     ) -> np.ndarray:
-        """Decode .lnt bytes, a seekable file or a parsed Picture to (H, W, 3) uint8 RGB.
-
-        `region` (x, y, width, height) in pixels decodes only that window, reading only the tiles that it and the
-        halo touch. Raises InputError for damaged data or an unknown bundle, UsageError for a region outside the frame.
-        """
-        picture = data if isinstance(data, Picture) else Picture(data)
-        header, grid = picture.header, picture.header.grid
-        if header.bundle.hex() != self.bundle.identity:
-            raise InputError(
-                f"the file was encoded with bundle {header.bundle.hex()[:16]}..., this is {self.bundle.name} "
-                f"{self.bundle.identity[:16]}...: pass the right one with --bundle"
-            )
-        frame = Rect(0, 0, grid.width, grid.height)
-        window = frame if region is None else Rect(*(int(v) for v in region))
-        inside = 0 <= window.x < window.right <= frame.width and 0 <= window.y < window.bottom <= frame.height
-        if not inside:
-            raise UsageError(
-                f"region {','.join(map(str, window))} is not inside the frame of {frame.width}x{frame.height}"
-            )
+        """Decode .lnt bytes, a file or a Reader to (H, W, 3) uint8 RGB; the arguments are those of `strips`."""
+        window, strips = self._window(
+            data, region, frame, level, key, conceal, [] if blanks is None else blanks, progress
+        )
         if window.width * window.height > max_pixels:
             raise UsageError(
                 f"{window.width}x{window.height} pixels are more than the limit of {max_pixels}: "
                 "decode it by regions or raise max_pixels"
             )
-        needed = window.aligned(BLOCK).grown(self._synthesis_halo * BLOCK, grid.padded)
-        numbers = grid.touching(needed)
-        payloads = {number: picture.tile(number) for number in numbers}
-        area = _bounding(grid, numbers)
-        canvas = self._canvas(area)
-        coder = TileCoder(self.bundle, self.backend, header.quality, self._pool)
-        done = 0
-        for group in grid.same_shape(numbers, max(1, BATCH_PIXELS // grid.tile**2)):
-            rects = [grid.rect(number).scaled(1, BLOCK) for number in group]
-            decoded = coder.decode([payloads.pop(n) for n in group], group, rects[0].height, rects[0].width)
-            for rect, part in zip(rects, decoded, strict=True):
-                _view(canvas, rect, area.scaled(1, BLOCK))[...] = part
-            done += len(group)
-            if progress:
-                progress(done, len(numbers))
-        return self._synthesise(canvas, area, window, header.quality, grid)
-
-    def verify_pixels(self, data: bytes | BinaryIO | Picture, **options: object) -> bool:
-        """Decode the frame here and compare with its decode proof. Raises InputError where the file carries none."""
-        picture = data if isinstance(data, Picture) else Picture(data)
-        if picture.header.digest is None:
-            raise InputError("the file carries no digest of its pixels: encode with --digest to have one")
-        return hashlib.sha256(self.decode(picture, **options)).digest() == picture.header.digest  # type: ignore[arg-type]
-
-    def _canvas(self, area: Rect) -> np.ndarray:
-        """Decoded latents of `area` (pixels), (h, w, C) int8."""
-        return np.zeros((area.height // BLOCK, area.width // BLOCK, self.bundle.latent_channels), np.int8)
-
-    def _analyse(self, image: np.ndarray, area: Rect, grid: TileGrid) -> np.ndarray:
-        """Latents (h, w, C) float32 of `area`, computed with the neighbours that the analysis sees."""
-        latents = np.empty((area.height // BLOCK, area.width // BLOCK, self.bundle.latent_channels), np.float32)
-        for piece in compute_tiles(area, *COMPUTE_SIDE):
-            seen = piece.grown(self._analysis_halo * BLOCK, grid.padded)
-            planes = core.pixels_to_planes(image, seen.x, seen.y, seen.width, seen.height)
-            result = self.backend.run("analysis", {"planes": planes[None]})[0][0]
-            target = _view(latents, piece.scaled(1, BLOCK), area.scaled(1, BLOCK))
-            target[...] = _view(result, piece.scaled(1, BLOCK), seen.scaled(1, BLOCK))
-        return latents
-
-    def _synthesise(self, canvas: np.ndarray, area: Rect, window: Rect, quality: int, grid: TileGrid) -> np.ndarray:
-        """Pixels of `window` from the decoded latents `canvas` of `area`."""
-        pixels = np.empty((window.height, window.width, 3), np.uint8)
-        for piece in compute_tiles(window, *COMPUTE_SIDE):
-            seen = piece.aligned(BLOCK).grown(self._synthesis_halo * BLOCK, grid.padded)
-            latent = np.ascontiguousarray(_view(canvas, seen.scaled(1, BLOCK), area.scaled(1, BLOCK)))[None]
-            companded = np.full((*latent.shape[:3], latent.shape[3] + 1), quality_value(quality), np.int8)
-            np.take(self.bundle.companding, latent.view(np.uint8) ^ 128, out=companded[..., :-1])
-            planes = self.backend.run("synthesis", {"latent": latent, "companded": companded})[0][0]
-            crop = (piece.x - seen.x, piece.y - seen.y, piece.width, piece.height)
-            core.planes_to_pixels(planes, crop, out=_view(pixels, piece, window))
+        pixels: np.ndarray | None = None
+        y = 0
+        for strip in strips:
+            if len(strip) == window.height:
+                return strip
+            if pixels is None:  # not before the first strip decoded: a forged header allocates nothing
+                pixels = np.empty((window.height, window.width, 3), np.uint8)
+            pixels[y : y + len(strip)] = strip
+            y += len(strip)
+        assert pixels is not None
         return pixels
 
+    def strips(
+        self,
+        data: Source,
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        frame: int = 0,
+        level: int = 0,
+        key: bytes | None = None,
+        conceal: bool = False,
+        blanks: list[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The decoded pixels from top to bottom in strips (rows, W, 3) uint8, in memory that grows with the width only.
 
-def _view(array: np.ndarray, rect: Rect, origin: Rect) -> np.ndarray:
-    """The part of `array`, which covers `origin`, that covers `rect` (same units)."""
-    x, y = rect.x - origin.x, rect.y - origin.y
-    return array[y : y + rect.height, x : x + rect.width]
+        `region` (x, y, width, height), in pixels of `level`, decodes only that window, reading only the tiles that it
+        and the halo touch. Level l has 1 / 2**l of the width and height. Damaged or lost tiles are an InputError, or
+        with `conceal` filled from the overview; encrypted ones are opened with `key` (32 bytes) or left grey; `blanks`
+        then gets a sentence for each. InputError too for an unknown bundle, UsageError for a region outside the
+        frame.
+        """
+        return self._window(data, region, frame, level, key, conceal, [] if blanks is None else blanks, progress)[1]
 
+    def _window(
+        self,
+        data: Source,
+        region: tuple[int, int, int, int] | None,
+        frame: int,
+        level: int,
+        key: bytes | None,
+        conceal: bool,
+        blanks: list[str],
+        progress: Progress | None,
+    ) -> tuple[Rect, Iterator[np.ndarray]]:
+        reader = data if isinstance(data, Reader) else Reader(data)
+        record = reader.record(frame)
+        if record.bundle.hex() != self.bundle.identity:
+            raise InputError(
+                f"the file was encoded with bundle {record.bundle.hex()[:16]}..., this is {self.bundle.name} "
+                f"{self.bundle.identity[:16]}...: pass the right one with --bundle"
+            )
+        most = max(record.grid.width, record.grid.height).bit_length()
+        if not 0 <= level <= most:
+            raise UsageError(f"level is {level}: use 0 (full size) to {most}")
+        width, height = -(-record.grid.width >> level), -(-record.grid.height >> level)
+        window = Rect(0, 0, width, height) if region is None else Rect(*(int(v) for v in region))
+        inside = 0 <= window.x < window.right <= width and 0 <= window.y < window.bottom <= height
+        if not inside:
+            raise UsageError(f"region {','.join(map(str, window))} is not inside the frame of {width}x{height}")
+        opener: Opener | None = None
+        if key is not None and record.salt is not None:
+            from .sealing import Sealer
 
-def _bounding(grid: TileGrid, numbers: list[int]) -> Rect:
-    """The rectangle of whole tiles from the first to the last of `numbers` (a block of rows and columns)."""
-    first, last = grid.rect(numbers[0]), grid.rect(numbers[-1])
-    return Rect(first.x, first.y, last.right - first.x, last.bottom - first.y)
+            opener = Sealer(key, record.salt)
+        decoders = {
+            stored: LevelDecoder(
+                self, reader, frame, stored, opener=opener, conceal=conceal, blanks=blanks, progress=progress
+            )
+            for stored in record.levels
+        }
+        return window, window_strips(decoders, level, window)
 
-
-def _row_batches(grid: TileGrid) -> list[list[int]]:
-    """Tile numbers in batches of neighbours within a row of tiles, about BATCH_PIXELS each."""
-    per_batch = max(1, math.ceil(BATCH_PIXELS / grid.tile**2))
-    return [
-        list(range(row * grid.columns + start, row * grid.columns + min(start + per_batch, grid.columns)))
-        for row in range(grid.rows)
-        for start in range(0, grid.columns, per_batch)
-    ]
+    def verify_pixels(self, data: Source, frame: int = 0, progress: Progress | None = None) -> bool:
+        """Decode a frame here and compare with its decode proof. Raises InputError where the file carries none."""
+        reader = data if isinstance(data, Reader) else Reader(data)
+        digest = reader.index(frame).digest
+        if digest is None:
+            raise InputError("the file carries no digest of its pixels: encode with --digest to have one")
+        found = hashlib.sha256()
+        for strip in self.strips(reader, frame=frame, progress=progress):
+            found.update(strip)
+        return found.digest() == digest

@@ -66,24 +66,22 @@ class TileCoder:
         finish = lambda tile: core.rans_encode(tables, np.concatenate(symbols[tile]), np.concatenate(indices[tile]))  # noqa: E731
         return self._each(finish, len(latents)), decoded
 
-    def decode(self, payloads: Sequence[bytes], numbers: Sequence[int], height: int, width: int) -> np.ndarray:
+    def decode(self, payloads: Sequence[bytes], names: Sequence[str], height: int, width: int) -> np.ndarray:
         """Payloads of tiles of `height` x `width` latents to decoded latents (N, h, w, C) int8.
 
-        Raises InputError naming the tile (by `numbers`) whose payload is damaged.
+        Raises InputError naming the tile (by `names`) whose payload is damaged.
         """
         tables = self._bundle.entropy_tables
-        decoders = [
-            _of_tile(number, core.RansDecoder, payload) for number, payload in zip(numbers, payloads, strict=True)
-        ]
+        decoders = [_of_tile(name, core.RansDecoder, payload) for name, payload in zip(names, payloads, strict=True)]
 
         def dequantize(tile, step, parameters, decoded, companded, value):  # type: ignore[no-untyped-def]
-            symbols = _of_tile(numbers[tile], decoders[tile].decode, tables, core.step_tables(step, parameters))
+            symbols = _of_tile(names[tile], decoders[tile].decode, tables, core.step_tables(step, parameters))
             core.dequantize(step, parameters, symbols, decoded, companded)
 
         shape = (len(payloads), height, width, self._bundle.latent_channels)
         decoded = self._walk(shape, dequantize, None, None)
-        for number, decoder in zip(numbers, decoders, strict=True):
-            _of_tile(number, decoder.finish)
+        for name, decoder in zip(names, decoders, strict=True):
+            _of_tile(name, decoder.finish)
         return decoded
 
     def _walk(
@@ -152,9 +150,9 @@ class TileCoder:
         return list((self._pool.map if self._pool else map)(function, range(count)))
 
 
-def _of_tile(number: int, function: Callable, *arguments: object) -> object:  # type: ignore[type-arg]
+def _of_tile(name: str, function: Callable, *arguments: object) -> object:  # type: ignore[type-arg]
     """Call `function`; where the payload is damaged, say in which tile."""
     try:
         return function(*arguments)
     except InputError as error:
-        raise InputError(f"tile {number}: {error}") from None
+        raise InputError(f"{name}: {error}") from None

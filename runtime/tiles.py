@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from .errors import UsageError
 
 BLOCK = 16
@@ -44,6 +46,11 @@ class Rect(NamedTuple):
         x, y = max(self.x - margin, bounds.x), max(self.y - margin, bounds.y)
         right, bottom = min(self.right + margin, bounds.right), min(self.bottom + margin, bounds.bottom)
         return Rect(x, y, right - x, bottom - y)
+
+    def common(self, other: Rect) -> Rect:
+        """What both cover; width or height is not positive where that is nothing."""
+        x, y = max(self.x, other.x), max(self.y, other.y)
+        return Rect(x, y, min(self.right, other.right) - x, min(self.bottom, other.bottom) - y)
 
     def aligned(self, step: int) -> Rect:
         """The smallest rectangle around this one whose edges are multiples of `step`."""
@@ -98,6 +105,10 @@ class TileGrid:
         rows = range(rect.y // self.tile, (rect.bottom - 1) // self.tile + 1)
         return [row * self.columns + column for row in rows for column in columns]
 
+    def covering(self, rect: Rect) -> Rect:
+        """The whole tiles that share a pixel with `rect` (inside the padded frame)."""
+        return rect.aligned(self.tile).common(self.padded)
+
     def same_shape(self, numbers: list[int], limit: int) -> Iterator[list[int]]:
         """`numbers` in batches of at most `limit` tiles of one shape, so that a batch is one tensor."""
         shapes: dict[tuple[int, int], list[int]] = {}
@@ -114,3 +125,18 @@ def compute_tiles(rect: Rect, width: int, height: int) -> Iterator[Rect]:
     for y in range(rect.y, rect.bottom, height):
         for x in range(rect.x, rect.right, width):
             yield Rect(x, y, min(width, rect.right - x), min(height, rect.bottom - y))
+
+
+BAND_HEIGHT = 1024
+"""Rows of pixels that are computed at once, about: bounds memory, amortises the halo."""
+
+
+def band_height(tile: int) -> int:
+    """The height of a band: whole rows of tiles, BAND_HEIGHT or one row where that is higher."""
+    return max(1, BAND_HEIGHT // tile) * tile
+
+
+def view(array: np.ndarray, rect: Rect, origin: Rect) -> np.ndarray:
+    """The part of `array`, which covers `origin`, that covers `rect` (same units)."""
+    x, y = rect.x - origin.x, rect.y - origin.y
+    return array[y : y + rect.height, x : x + rect.width]

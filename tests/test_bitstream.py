@@ -9,94 +9,162 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from linnet.runtime.bitstream import BOX_HEADER, SIGNATURE, Header, Metadata, Picture, read_info, verify, write_picture
+from linnet.runtime import boxes
+from linnet.runtime.bitstream import (
+    FrameRecord,
+    Metadata,
+    Reader,
+    RecordingWriter,
+    write_picture,
+)
+from linnet.runtime.boxes import BOX_HEADER, SIGNATURE
 from linnet.runtime.codec import Codec
 from linnet.runtime.core import crc32c
 from linnet.runtime.errors import InputError, LinnetError
+from linnet.runtime.inspection import read_info, verify
+from linnet.runtime.recovery import recover
 from linnet.runtime.tiles import TileGrid
 
 METADATA = Metadata(exif=b"II*\0exif", xmp=b"<x:xmpmeta/>", icc=b"profile")
+RECORD = FrameRecord(TileGrid(300, 150, 128), (37, 0, 5), bytes(range(32)), timestamp=1_700_000_000_123_456_789)
 MUTATIONS = 20_000
 
 
 @pytest.fixture(scope="module")
 def payloads() -> list[bytes]:
-    return [bytes([n]) * (20 + n) for n in range(6)]
+    return [bytes([n]) * (20 + n) for n in range(RECORD.tile_count)]
 
 
 @pytest.fixture(scope="module")
 def file(payloads: list[bytes]) -> bytes:
-    header = Header(TileGrid(300, 150, 128), 37, bytes(range(32)), b"d" * 32)
-    return write_picture(header, payloads, METADATA)
+    return write_picture(RECORD, payloads, METADATA, b"d" * 32)
+
+
+def write_recording(frames: int, *, checkpoint_every: int = 2, close: bool = True) -> bytes:
+    """Frames of 6 tiles of 20 to 25 bytes each that say where they belong; the first has metadata."""
+    output = io.BytesIO()
+    writer = RecordingWriter(output)
+    for number in range(frames):
+        record = FrameRecord(TileGrid(300, 150, 128), (50,), bytes(32), number, 1000 + number)
+        writer.begin(record, None if number else METADATA)
+        for tile in range(record.tile_count):
+            writer.tile(tile, tile_payload(number, tile))
+        writer.end()
+        if number % checkpoint_every == checkpoint_every - 1:
+            writer.checkpoint()
+    if close:
+        writer.close()
+    return output.getvalue()
+
+
+def tile_payload(frame: int, tile: int) -> bytes:
+    return bytes([frame, tile]) * 10 + bytes(tile)
 
 
 def test_what_is_written_is_read(file: bytes, payloads: list[bytes]) -> None:
-    picture = Picture(io.BytesIO(file))
-    assert [picture.tile(n) for n in range(6)] == payloads
+    reader = Reader(io.BytesIO(file))
+    assert RECORD.tile_count == 7 and list(RECORD.levels) == [0, 2]
+    assert [reader.tile(n) for n in range(7)] == payloads
+    assert reader.record() == RECORD and reader.complete and not reader.recording
     info = verify(file)
     assert info == read_info(file)
-    assert (info.width, info.height, info.tile, info.tiles, info.quality) == (300, 150, 128, 6, 37)
-    assert info.metadata == METADATA
+    assert (info.width, info.height, info.tile, info.tiles, info.quality) == (300, 150, 128, 7, 37)
+    assert info.metadata == METADATA and info.levels == (2,)
     assert info.digest == (b"d" * 32).hex() and info.bundle == bytes(range(32)).hex()
-    assert [kind for kind, _, _ in info.boxes] == ["HEAD", "INDX", "EXIF", "XMP ", "ICC ", *["TILE"] * 6]
+    assert [kind for kind, _, _ in info.boxes] == ["FRAM", "INDX", "EXIF", "XMP ", "ICC ", *["TILE"] * 7]
 
 
 def test_layout_is_the_documented_one(file: bytes) -> None:
     """Parsed by hand as docs/bitstream.md says, without the library's structs."""
     assert file[:8] == bytes.fromhex("894C4E540D0A1A0A")
-    assert file[8:12] == b"HEAD"
+    assert file[8:12] == b"FRAM"
     length = int.from_bytes(file[12:20], "little")
-    assert length == 80
+    assert length == 63
     assert int.from_bytes(file[20:24], "little") == crc32c(file[28 : 28 + length])
     assert int.from_bytes(file[24:28], "little") == crc32c(file[8:24])
-    version, flags, width, height, tile, quality = struct.unpack_from("<HHIIHB", file, 28)
-    assert (version, flags, width, height, tile, quality) == (1, 1, 300, 150, 128, 37)
+    fields = struct.unpack_from("<HHIqIIHBB", file, 28)
+    assert fields == (1, 0, 0, 1_700_000_000_123_456_789, 300, 150, 128, 2, 0)
+    assert file[56:88] == bytes(range(32)) and tuple(file[88:91]) == (37, 0, 5)
     index = 28 + length
     assert file[index : index + 4] == b"INDX"
-    count, offset, size = struct.unpack_from("<IQI", file, index + 20)
-    assert count == 6 and file[offset : offset + 4] == b"TILE" and size == 20 + 4 + 20
+    assert struct.unpack_from("<H", file, index + 20) == (63,)
+    assert file[index + 22 : index + 85] == file[28:91]
+    assert file[index + 85] == 1 and file[index + 86 : index + 118] == b"d" * 32
+    count, offset, size = struct.unpack_from("<IQI", file, index + 118)
+    assert count == 7 and file[offset : offset + 4] == b"TILE" and size == 20 + 8 + 20
+    assert struct.unpack_from("<II", file, offset + 20) == (0, 0)
+
+
+def test_recording_is_the_documented_one() -> None:
+    data = write_recording(5)
+    assert data[-32:-28] == b"TAIL"
+    checkpoint, frames = struct.unpack("<QI", data[-12:])
+    assert frames == 5 and data[checkpoint : checkpoint + 4] == b"CKPT"
+    previous, first, count, frame, index, timestamp = struct.unpack_from("<QIIQQq", data, checkpoint + 20)
+    assert (first, count, timestamp) == (4, 1, 1004) and data[previous : previous + 4] == b"CKPT"
+    assert data[frame : frame + 4] == b"FRAM" and data[index : index + 4] == b"INDX"
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_recordings_are_read(frames: int) -> None:
+    data = write_recording(frames)
+    reader = Reader(data)
+    assert reader.recording and reader.complete and reader.frame_count == frames
+    for number in range(frames):
+        assert reader.timestamp(number) == 1000 + number and reader.record(number).number == number
+        assert [reader.tile(n, number) for n in range(6)] == [tile_payload(number, n) for n in range(6)]
+        assert reader.metadata(number) == (Metadata() if number else METADATA)
+    info = verify(data)
+    assert info.frames == frames and info.timestamps == (1000, 999 + frames)
 
 
 def test_unknown_boxes_are_skipped_and_damage_in_them_is_found(file: bytes) -> None:
     body = b"something new"
     head = struct.pack("<4sQI", b"NEWS", len(body), crc32c(body))
     longer = file + head + struct.pack("<I", crc32c(head)) + body
-    assert verify(longer).tiles == 6
+    assert verify(longer).tiles == 7
     with pytest.raises(InputError, match="'NEWS'"):
         verify(longer[:-1] + b"?")
 
 
 def test_unknown_version_is_refused(file: bytes) -> None:
-    head = bytearray(file[8 : 28 + 80])
+    head = bytearray(file[8 : 28 + 63])
     head[20] = 2
     head[12:16] = crc32c(bytes(head[20:])).to_bytes(4, "little")
     head[16:20] = crc32c(bytes(head[:16])).to_bytes(4, "little")
     with pytest.raises(InputError, match="version 2 is not known"):
-        Picture(file[:8] + bytes(head) + file[108:])
+        Reader(file[:8] + bytes(head) + file[8 + len(head) :])
 
 
-def test_every_truncation_is_an_error(file: bytes) -> None:
-    for size in range(len(file)):
+@pytest.mark.parametrize("recording", [False, True])
+def test_every_truncation_is_an_error(file: bytes, recording: bool) -> None:
+    data = write_recording(3) if recording else file
+    for size in range(len(data)):
         with pytest.raises(InputError):
-            verify(file[:size])
+            verify(data[:size])
 
 
-def test_every_flipped_bit_is_an_error(file: bytes) -> None:
-    for bit in range(8 * len(file)):
-        damaged = bytearray(file)
+@pytest.mark.parametrize("recording", [False, True])
+def test_every_flipped_bit_is_an_error(file: bytes, recording: bool) -> None:
+    data = write_recording(2) if recording else file
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(InputError):
             verify(bytes(damaged))
 
 
 def test_a_forged_header_allocates_nothing() -> None:
-    """A 180-byte file that claims a million by a million pixels is refused before its index is believed."""
-    grid = TileGrid(1 << 20, 1 << 20, 4096)
-    front = write_picture(Header(grid, 50, bytes(32)), [b""])
+    """A file of two hundred bytes that claims 16 million tiles has none of them, and takes no memory to say so."""
+    record = FrameRecord(TileGrid(1 << 18, 1 << 18, 64), (50,), bytes(32))
+    assert record.tile_count == 1 << 24
+    forged = SIGNATURE + boxes.pack(b"FRAM", record.pack()) + boxes.pack(b"INDX", record.pack())
     tracemalloc.start()
-    with pytest.raises(InputError, match="tiles need"):
-        Picture(front)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    with pytest.raises(InputError, match="tile 7 is not in the file: box 'INDX'"):
+        Reader(forged).tile(7)
+    with pytest.raises(InputError, match="no whole tile"):
+        recover(forged, io.BytesIO())
+    assert tracemalloc.get_traced_memory()[1] < 1 << 18
     tracemalloc.stop()
 
 
@@ -138,13 +206,14 @@ def test_fuzzed_containers(file: bytes) -> None:
     """Half of the mutants have their checksums repaired. Whatever happens is an InputError or a correct read."""
     rng = np.random.default_rng(2026)
     rejected = 0
+    recording = write_recording(2)
     for number in range(MUTATIONS):
-        data = mutated(file, rng)
+        data = mutated(recording if number % 4 > 1 else file, rng)
         try:
-            picture = Picture(repaired(data) if number % 2 else bytes(data))
-            picture.info()
-            for tile in range(min(picture.header.grid.count, 64)):
-                picture.tile(tile)
+            reader = Reader(repaired(data) if number % 2 else bytes(data))
+            read_info(reader)
+            for tile in range(min(reader.record().tile_count, 64)):
+                reader.tile(tile)
         except InputError:
             rejected += 1
     assert rejected > MUTATIONS // 2
@@ -156,12 +225,12 @@ def test_fuzzed_payloads_through_the_whole_decoder(codec: Codec, photograph: np.
     data = codec.encode(photograph[:96, :160], quality=70, tile=64)
     named = 0
     for _ in range(400):
-        picture = Picture(data)
-        tiles = [picture.tile(n) for n in range(picture.header.grid.count)]
+        reader = Reader(data)
+        tiles = [reader.tile(n) for n in range(reader.record().tile_count)]
         victim = int(rng.integers(len(tiles)))
         tiles[victim] = bytes(mutated(tiles[victim], rng))
         try:
-            pixels = codec.decode(write_picture(picture.header, tiles))
+            pixels = codec.decode(write_picture(reader.record(), tiles))
             assert pixels.shape == (96, 160, 3)
         except InputError as error:
             assert f"tile {victim}:" in str(error)

@@ -276,7 +276,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, coded: str) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("linnet.runtime.bitstream.read_info", interrupt)
+    monkeypatch.setattr("linnet.runtime.inspection.read_info", interrupt)
     assert main(["info", coded]) == 130
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from linnet.runtime.bitstream import Picture
+from linnet.runtime.bitstream import Reader
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
 from linnet.runtime.coding import TileCoder
@@ -71,7 +71,7 @@ def test_pytorch_decodes_the_same_pixels(codec: Codec, model, photographs: list[
         height, width = (side // 64 * 64 for side in image.shape[:2])
         data = codec.encode(image[:height, :width], quality=quality)
         coder = TileCoder(codec.bundle, codec.backend, quality)
-        latents = coder.decode([Picture(data).tile(0)], [0], height // 16, width // 16)
+        latents = coder.decode([Reader(data).tile(0)], ["tile 0"], height // 16, width // 16)
         decoded = torch.from_numpy(latents.transpose(0, 3, 1, 2).astype(np.float32) / 128)
         with torch.no_grad():
             pixels = model.reconstruct(decoded, torch.tensor([(quality - 1) / 99]))[0] * 128 + 128
@@ -133,9 +133,9 @@ class CountingFile(io.BytesIO):
 
 def test_a_window_reads_only_what_it_needs(codec: Codec) -> None:
     data = codec.encode(texture(2048, 2048), quality=60, tile=256)
-    picture = Picture(data)
+    picture = Reader(data)
     needed = {row * 8 + column for row in (3, 4) for column in (3, 4)}
-    payload = sum(picture.entries[number][1] for number in needed)
+    payload = sum(picture.index().entries[number][1] for number in needed)
     source = CountingFile(data)
     codec.decode(source, region=(1000, 1000, 40, 40))
     front = 8 + 2 * 20 + 80 + 4 + 12 * 64
@@ -147,7 +147,7 @@ def test_the_window_does_not_care_about_damage_elsewhere(codec: Codec) -> None:
     image = texture(1024, 1024)
     data = bytearray(codec.encode(image, quality=60, tile=128))
     full = codec.decode(bytes(data))
-    offset, length = Picture(bytes(data)).entries[63]
+    offset, length = Reader(bytes(data)).index().entries[63]
     data[offset + length // 2] ^= 0x10
     np.testing.assert_array_equal(codec.decode(bytes(data), region=(0, 0, 200, 200)), full[:200, :200])
     with pytest.raises(InputError, match="checksum"):
@@ -173,7 +173,7 @@ def test_tile_size_and_threads_change_nothing_in_the_pixels_of_one_tile(codec: C
 
 def test_digest_proves_the_decode(codec: Codec, photograph: np.ndarray) -> None:
     data = codec.encode(photograph, quality=60, tile=128, digest=True)
-    assert Picture(data).header.digest == hashlib.sha256(codec.decode(data)).digest()
+    assert Reader(data).index().digest == hashlib.sha256(codec.decode(data)).digest()
     assert codec.verify_pixels(data)
     with pytest.raises(InputError, match="no digest"):
         codec.verify_pixels(codec.encode(photograph[:64, :64]))
@@ -220,11 +220,12 @@ def test_output_size_is_bounded(codec: Codec) -> None:
 
 def test_another_bundle_is_named(codec: Codec) -> None:
     data = bytearray(codec.encode(texture(64, 64)))
-    from linnet.runtime.bitstream import Header, write_picture
+    from dataclasses import replace
 
-    picture = Picture(bytes(data))
-    header = Header(picture.header.grid, picture.header.quality, b"\xab" * 32)
-    forged = write_picture(header, [picture.tile(0)])
+    from linnet.runtime.bitstream import write_picture
+
+    picture = Reader(bytes(data))
+    forged = write_picture(replace(picture.record(), bundle=b"\xab" * 32), [picture.tile(0)])
     with pytest.raises(InputError, match="encoded with bundle abababababababab"):
         codec.decode(forged)
 

@@ -14,7 +14,7 @@ pytest.importorskip("onnx", reason="export needs the export extra")
 from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
 from linnet.export.bundling import export_camera  # noqa: E402
 from linnet.export.models.camera import Camera, laplacian_bits  # noqa: E402
-from linnet.runtime.bitstream import Picture  # noqa: E402
+from linnet.runtime.bitstream import Reader  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
 from linnet.training import train as training  # noqa: E402
 
@@ -50,7 +50,7 @@ def test_smoke_training_resumes_and_exports(
     codec, reference = (Codec.open(bundle, backend) for backend in ("onnxruntime", "reference"))
     image = photograph[:128, :192]
     data = codec.encode(image, quality=50)
-    assert Picture(data).header.bundle.hex() == identity
+    assert Reader(data).record().bundle.hex() == identity
     np.testing.assert_array_equal(codec.decode(data), reference.decode(data))
     error = np.mean((codec.decode(data).astype(float) - image) ** 2)
     assert 10 * np.log10(255**2 / error) > 24, "the KLT start alone gives more than that"

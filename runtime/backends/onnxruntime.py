@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ ZERO_POINT = np.uint8(128)
 
 
 class OnnxRuntimeBackend:
-    """Sessions over the `onnxruntime` graphs of a bundle, created when first used.
+    """Sessions over the `onnxruntime` graphs of a bundle, created when first used; calls may come from several threads.
 
     `graphs` maps network names to serialized models. `threads` None leaves the choice to ONNX Runtime. `careful` asks
     for exact sums on x86 without VNNI, whose uint8 kernels saturate 16-bit partial sums otherwise.
@@ -39,15 +40,20 @@ class OnnxRuntimeBackend:
             options.add_session_config_entry("session.x64quantprecision", "1")
         self._options = options
         self._sessions: dict[str, Any] = {}
+        self._creating = threading.Lock()
 
-    def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        feed = {name: np.bitwise_xor(value.view(np.uint8), ZERO_POINT) for name, value in inputs.items()}
-        try:
+    def _session(self, network: str) -> Any:
+        with self._creating:
             if network not in self._sessions:
                 self._sessions[network] = self._runtime.InferenceSession(
                     self._graphs[network], self._options, providers=["CPUExecutionProvider"]
                 )
-            outputs = self._sessions[network].run(None, feed)
+            return self._sessions[network]
+
+    def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        feed = {name: np.bitwise_xor(value.view(np.uint8), ZERO_POINT) for name, value in inputs.items()}
+        try:
+            outputs = self._session(network).run(None, feed)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise MachineError(
                 f"onnxruntime {self._runtime.__version__} cannot run network {network}: {error}"

@@ -1,0 +1,50 @@
+"""Overview levels: a frame at 1/2, 1/4, 1/8, ... of its width and height, each the average of the one before."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .bitstream import MAX_LEVELS
+from .errors import UsageError
+
+COARSER_BY = {2: 40, 3: 30}
+"""Steps of quality that a stored level gives up, by level; `COARSER_ELSE` from level 4 on. Chosen so that all levels
+together stay below a tenth of the file (`docs/bitstream.md` has the measurement)."""
+COARSER_ELSE = 20
+
+
+def level_qualities(quality: int, levels: int) -> tuple[int, ...]:
+    """The quality of level 0, 1, ... `levels`; 0 where a level is not stored and comes from a finer one when asked for.
+
+    Level 1 would cost a quarter of the frame: it is never stored, nor is one whose quality would be 0.
+    """
+    if not 0 <= levels <= MAX_LEVELS:
+        raise UsageError(f"levels is {levels}: use 0 to {MAX_LEVELS}")
+    coarser = (
+        max(0, quality - COARSER_BY.get(level, COARSER_ELSE)) if level > 1 else 0 for level in range(1, levels + 1)
+    )
+    qualities = [quality, *coarser]
+    while not qualities[-1]:  # a pyramid ends with a stored level
+        qualities.pop()
+    return tuple(qualities)
+
+
+def halve(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 to (ceil(H / 2), ceil(W / 2), 3): the rounded mean of 2 x 2 pixels, edge pixels repeated."""
+    height, width = pixels.shape[:2]
+    if height % 2 or width % 2:
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    rows = pixels[::2].astype(np.uint16) + pixels[1::2]
+    return ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
+
+
+def enlarge(pixels: np.ndarray, factor: int, width: int, height: int) -> np.ndarray:
+    """(h, w, 3) uint8 to (height, width, 3) by linear interpolation, each pixel standing for `factor` x `factor`."""
+    result = pixels.astype(np.float32)
+    for axis, length in ((0, height), (1, width)):
+        position = np.clip((np.arange(length) + 0.5) / factor - 0.5, 0, result.shape[axis] - 1)
+        low = np.minimum(position.astype(np.int64), max(0, result.shape[axis] - 2))
+        high = np.minimum(low + 1, result.shape[axis] - 1)
+        share = np.expand_dims((position - low).astype(np.float32), tuple(a for a in range(3) if a != axis))
+        result = result.take(low, axis) * (1 - share) + result.take(high, axis) * share
+    return np.rint(result).astype(np.uint8)
