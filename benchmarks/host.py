@@ -13,7 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("linnet", "numpy", "onnxruntime", "opencv-python-headless", "opencv-python", "pillow", "imagecodecs")
+PACKAGES = (
+    "linnet", "numpy", "onnxruntime", "opencv-python-headless", "opencv-python", "pillow", "imagecodecs",
+    "tifffile", "rasterio", "glymur",
+)  # fmt: skip
 FLAGS_THAT_MATTER = (
     *("sse4_1", "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
     *("amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),

@@ -1,7 +1,8 @@
-"""The codecs people would use instead of linnet, through Pillow and imagecodecs, one thread each, at fixed settings.
+"""The codecs people would use instead of linnet, one thread each, at fixed settings.
 
-`available()` hands on those this machine has, and the reason for each that it lacks. `jpeg-420` is the reference of
-every BD-rate. Names and settings are those of the published anchor files, so that results compare point by point.
+`available()` hands on those this machine has, and the reason for each that it lacks; `readers()` likewise what reads
+windows of their files. `jpeg-420` is the reference of every BD-rate. Names and settings are those of the published
+anchor files, so that results compare point by point.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, features
 
+from ..runtime.tiles import Rect, TileGrid
 from .codec import Codec
 from .metrics import Picture
 
@@ -87,6 +90,25 @@ def _decode_jxl(data: bytes) -> Picture:
     return imagecodecs.jpegxl_decode(data, numthreads=1)
 
 
+def _encode_tiff_jpeg(picture: Picture, setting: float, *, tile: int) -> bytes:
+    import tifffile
+
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"photometric": "rgb", "subsampling": (2, 2), "metadata": None, "software": False}
+    level = {"level": int(setting), "optimize": True}
+    tifffile.imwrite(
+        buffer, picture, tile=(tile, tile), compression="jpeg", compressionargs=level, maxworkers=1, **options
+    )
+    return buffer.getvalue()
+
+
+def _decode_tiff(data: bytes) -> Picture:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        return file.pages[0].asarray(maxworkers=1)
+
+
 def _pillow_version(feature: str, library: str) -> str:
     if not features.check(feature):
         raise Absent(f"this Pillow was built without {library}: install Pillow's own wheels")
@@ -113,6 +135,15 @@ def _jxl_version() -> str:
     if not imagecodecs.JPEGXL.available:
         raise Absent("this imagecodecs was built without libjxl: install its own wheels")
     return f"imagecodecs {imagecodecs.__version__}, {imagecodecs.jpegxl_version()}"
+
+
+def _tiff_jpeg_version() -> str:
+    try:
+        import imagecodecs
+        import tifffile
+    except ImportError as error:
+        raise Absent(f"{error.name} is not installed: pip install tifffile imagecodecs") from None
+    return f"tifffile {tifffile.__version__}, imagecodecs {imagecodecs.__version__}, {imagecodecs.jpeg8_version()}"
 
 
 @dataclass(frozen=True)
@@ -152,6 +183,12 @@ def _j2k(name: str, tile: int | None) -> Peer:
     return Peer(name, about, J2K_BITS_PER_PIXEL, partial(_encode_j2k, tile=tile), _decode_pillow, _j2k_version)
 
 
+def _tiff_jpeg(tile: int) -> Peer:
+    about = f"JPEG in TIFF, 4:2:0, optimised, {tile}x{tile} tiles, quality=q"
+    encode = partial(_encode_tiff_jpeg, tile=tile)
+    return Peer(f"tiff-jpeg-tile{tile}", about, JPEG_QUALITIES, encode, _decode_tiff, _tiff_jpeg_version)
+
+
 def _jxl(effort: int) -> Peer:
     about = f"effort {effort}, distance=q, bare codestream"
     return Peer(f"jxl-e{effort}", about, JXL_DISTANCES, partial(_encode_jxl, effort=effort), _decode_jxl, _jxl_version)
@@ -172,14 +209,15 @@ PEERS: dict[str, Peer] = {
         _webp(4),
         _j2k("j2k", None),
         _j2k("j2k-tile512", 512),
+        _tiff_jpeg(512),
         _jxl(7),
         _jxl(3),
         _avif(6),
         _avif(9),
     )
 }
-SPEED_ONLY = {"jpeg-420-baseline", "webp-m4"}
-RD_PEERS = tuple(name for name in PEERS if name not in SPEED_ONLY)
+NOT_IN_RD = {"jpeg-420-baseline", "webp-m4", "tiff-jpeg-tile512"}
+RD_PEERS = tuple(name for name in PEERS if name not in NOT_IN_RD)
 SPEED_PEERS = ("avif-s9-420-psnr", "jxl-e3", "jpeg-420-baseline", "webp-m4")
 
 
@@ -194,3 +232,116 @@ def available(names: Iterable[str]) -> tuple[dict[str, Codec], dict[str, str]]:
         except Absent as reason:
             absent[name] = str(reason)
     return codecs, absent
+
+
+# Windows out of files
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Gets pixels out of a file that a codec wrote: all of them, or one window. Each call opens the file anew."""
+
+    name: str
+    writer: Codec
+    suffix: str
+    about: str
+    version: str
+    read: Callable[[Path], Picture]
+    read_window: Callable[[Path, Rect], Picture]
+    has_windows: bool = True
+
+
+def _gdal_reader(name: str, writer: Codec) -> Reader:
+    try:
+        import rasterio
+        from rasterio.windows import Window
+    except ImportError:
+        raise Absent("rasterio is not installed: pip install rasterio") from None
+
+    def read(path: Path, window: Rect | None = None) -> Picture:
+        area = None if window is None else Window(*window)
+        with rasterio.Env(GDAL_NUM_THREADS=1, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(path) as file:
+            return np.moveaxis(file.read(window=area), 0, -1)
+
+    version = f"rasterio {rasterio.__version__}, GDAL {rasterio.__gdal_version__} with OpenJPEG"
+    return Reader(name, writer, ".j2k", "decodes the touched tiles whole", version, read, read)
+
+
+def _glymur_reader(name: str, writer: Codec) -> Reader:
+    remedy = "pip install glymur, and libopenjp2 from the system's packages"
+    try:
+        import glymur
+    except ImportError:
+        raise Absent(f"glymur is not installed: {remedy}") from None
+    if glymur.version.openjpeg_version == "0.0.0":
+        raise Absent(f"glymur finds no OpenJPEG: {remedy}")
+
+    def read(path: Path) -> Picture:
+        return glymur.Jp2k(path)[:]
+
+    def read_window(path: Path, window: Rect) -> Picture:
+        return glymur.Jp2k(path)[window.y : window.bottom, window.x : window.right]
+
+    version = f"glymur {glymur.version.version}, OpenJPEG {glymur.version.openjpeg_version}"
+    about = "decodes the touched code blocks of the touched tiles"
+    return Reader(name, writer, ".j2k", about, version, read, read_window)
+
+
+def _tiff_reader(name: str, writer: Codec) -> Reader:
+    import tifffile
+
+    def read(path: Path) -> Picture:
+        with tifffile.TiffFile(path) as file:
+            return file.pages[0].asarray(maxworkers=1)
+
+    def read_window(path: Path, window: Rect) -> Picture:
+        pixels = np.empty((window.height, window.width, 3), np.uint8)
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            numbers = TileGrid(page.imagewidth, page.imagelength, page.tilewidth).touching(window)
+            offsets, lengths = ([table[n] for n in numbers] for table in (page.dataoffsets, page.databytecounts))
+            for data, number in file.filehandle.read_segments(offsets, lengths, numbers):
+                tile, (_, _, top, left, _), _ = page.decode(data, number, jpegtables=page.jpegtables)
+                y, x = max(top, window.y), max(left, window.x)
+                part = tile[0, y - top : window.bottom - top, x - left : window.right - left]
+                pixels[y - window.y :, x - window.x :][: part.shape[0], : part.shape[1]] = part
+        return pixels
+
+    return Reader(name, writer, ".tif", "decodes the touched tiles whole", writer.version, read, read_window)
+
+
+def _whole_file_reader(name: str, writer: Codec) -> Reader:
+    """For a format without windows."""
+
+    def read(path: Path) -> Picture:
+        return writer.decode(path.read_bytes())
+
+    def read_window(path: Path, window: Rect) -> Picture:
+        return read(path)[window.y : window.bottom, window.x : window.right].copy()
+
+    about = "has no windows: decodes the whole frame and crops it"
+    return Reader(name, writer, ".bin", about, writer.version, read, read_window, has_windows=False)
+
+
+READERS: dict[str, tuple[str, Callable[[str, Codec], Reader]]] = {
+    "j2k-tile512/gdal": ("j2k-tile512", _gdal_reader),
+    "j2k-tile512/glymur": ("j2k-tile512", _glymur_reader),
+    "tiff-jpeg-tile512": ("tiff-jpeg-tile512", _tiff_reader),
+    "jxl-e3": ("jxl-e3", _whole_file_reader),
+}
+"""By name: the peer that writes the file, and what opens a reader or raises Absent."""
+
+
+def readers() -> tuple[list[Reader], dict[str, str]]:
+    """The window readers this machine has, and for each of the others the reason."""
+    writers, absent_writers = available(dict.fromkeys(writer for writer, _ in READERS.values()))
+    found: list[Reader] = []
+    absent: dict[str, str] = {}
+    for name, (writer, open_reader) in READERS.items():
+        try:
+            if writer in absent_writers:
+                raise Absent(absent_writers[writer])
+            found.append(open_reader(name, writers[writer]))
+        except Absent as reason:
+            absent[name] = str(reason)
+    return found, absent

@@ -14,19 +14,34 @@ if TYPE_CHECKING:
     from .runtime.codec import Codec
     from .runtime.errors import InputError, LinnetError, MachineError, UsageError
     from .runtime.inspection import Info
+    from .runtime.sealing import Protection, read_key
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Codec", "File", "Frame", "Info", "InputError", "LinnetError", "MachineError", "Metadata", "UsageError",
-    "__version__", "decode", "encode", "info", "open",
+    "Codec",
+    "File",
+    "Frame",
+    "Info",
+    "InputError",
+    "LinnetError",
+    "MachineError",
+    "Metadata",
+    "Protection",
+    "UsageError",
+    "__version__",
+    "decode",
+    "encode",
+    "info",
+    "open",
+    "read_key",
 ]  # fmt: skip
 
 _HOMES = {
     "File": "pictures", "Frame": "pictures",
     "decode": "pictures", "encode": "pictures", "info": "pictures", "open": "pictures",
     "Info": "runtime.inspection", "Metadata": "runtime.bitstream",
-    "Codec": "runtime.codec",
+    "Codec": "runtime.codec", "Protection": "runtime.sealing", "read_key": "runtime.sealing",
     "InputError": "runtime.errors", "LinnetError": "runtime.errors", "MachineError": "runtime.errors",
     "UsageError": "runtime.errors",
 }  # fmt: skip

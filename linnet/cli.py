@@ -21,6 +21,7 @@ from .runtime.errors import LinnetError
 BENCHMARKS = {
     "rd": "quality against file size, beside other codecs",
     "speed": "megapixels per second, beside other codecs",
+    "region": "a window of a large frame, and what tiles cost, beside other formats",
 }
 INTERRUPTED = 130
 TERMINATED = 143
@@ -104,6 +105,11 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         "--levels", type=_count, default=0, metavar="N",
         help="store overviews down to 1/2^N of the size, below a tenth of the file in all; else none",
     )  # fmt: skip
+    _add_key_option(encode, "encrypt with this key")
+    encode.add_argument(
+        "--protect", type=_region, action="append", metavar="X,Y,W,H",
+        help="with --key: encrypt only what shows this rectangle; may be repeated; else everything",
+    )  # fmt: skip
     _add_codec_options(encode)
 
     decode = _command(commands, "decode", _decode, ".lnt to a PNG, JPEG, TIFF or WebP picture")
@@ -117,6 +123,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     decode.add_argument(
         "--level", type=_count, default=0, metavar="L", help="at 1/2^L of the width and height; else 0, full size"
     )
+    _add_key_option(decode, "open encrypted tiles with this key; without it they are grey")
     decode.add_argument("--conceal", action="store_true", help="fill damaged tiles from the overview, and say which")
     _add_codec_options(decode)
 
@@ -150,6 +157,10 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_key_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--key", metavar="file:PATH|env:NAME", help=what)
 
 
 def _add_codec_options(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +249,7 @@ def _encode(options: argparse.Namespace) -> int:
     from . import files, images, pictures
 
     _refuse_picture_name(options.output)
+    protection = _protection(options)
     picture = images.read(options.input)
     _say(options.input, picture.notes)
     codec = pictures.codec(options.bundle, options.backend, options.threads)
@@ -245,7 +257,7 @@ def _encode(options: argparse.Namespace) -> int:
     with _about(options.input), _Bar("encoding") as progress:
         data = codec.encode(
             picture.pixels, quality=options.quality, tile=options.tile, levels=options.levels,
-            metadata=picture.metadata, digest=options.digest, progress=progress,
+            metadata=picture.metadata, digest=options.digest, protection=protection, progress=progress,
         )  # fmt: skip
     seconds = perf_counter() - started
     with files.writing(options.output) as output:
@@ -261,12 +273,29 @@ def _encode(options: argparse.Namespace) -> int:
     return 0
 
 
+def _protection(options: argparse.Namespace) -> Any:
+    from .runtime.errors import UsageError
+
+    if options.key is None:
+        if options.protect:
+            raise UsageError("--protect encrypts rectangles and needs --key file:PATH or env:NAME")
+        return None
+    from .runtime.sealing import Protection, read_key
+
+    return Protection(read_key(options.key), options.protect)
+
+
 def _decode(options: argparse.Namespace) -> int:
     from . import files, images, pictures
     from .runtime.bitstream import Reader
 
     images.output_format(options.output)
     blanks: list[str] = []
+    key = None
+    if options.key:
+        from .runtime.sealing import read_key
+
+        key = read_key(options.key)
     with files.reading(options.input) as source:
         with _about(options.input):
             reader = Reader(source)
@@ -274,8 +303,8 @@ def _decode(options: argparse.Namespace) -> int:
         codec = pictures.codec(options.bundle, options.backend, options.threads)
         with _about(options.input), _Bar("decoding") as progress:
             pixels = codec.decode(
-                reader, region=options.region, frame=options.frame, level=options.level, conceal=options.conceal,
-                blanks=blanks, progress=progress,
+                reader, region=options.region, frame=options.frame, level=options.level, key=key,
+                conceal=options.conceal, blanks=blanks, progress=progress,
             )  # fmt: skip
         _say(options.input, [*reader.damage, *blanks])
     _say(options.output, images.write(options.output, pixels, metadata))

@@ -15,10 +15,11 @@ from . import backends, encoder
 from .bitstream import FrameRecord, Metadata, PictureWriter, Reader
 from .bundle import Bundle
 from .decoder import LevelDecoder, Opener, window_strips
-from .encoder import FrameWriter, Progress, Protection
+from .encoder import FrameWriter, Progress
 from .errors import InputError, UsageError
 from .levels import level_qualities
 from .rows import ArrayRows, FrameRows
+from .sealing import Protection, Sealer
 from .sources import ByteSource
 from .tiles import Rect, TileGrid
 
@@ -91,9 +92,13 @@ class Codec:
         rows = ArrayRows(frame) if isinstance(frame, np.ndarray) else frame
         if not (isinstance(quality, int | np.integer) and 1 <= quality <= 100):
             raise UsageError(f"quality is {quality!r}: use a whole number from 1 to 100")
+        if protection is not None and digest:
+            raise UsageError(
+                "a digest would let others check their guesses at encrypted pixels: leave one of the two out"
+            )
         record = FrameRecord(
             TileGrid(rows.width, rows.height, tile), level_qualities(int(quality), levels),
-            bytes.fromhex(self.bundle.identity), number, timestamp, protection.salt if protection else None,
+            bytes.fromhex(self.bundle.identity), number, timestamp,
         )  # fmt: skip
         encoder.encode_frame(
             self, writer, rows, record, metadata=metadata, digest=digest, protection=protection, progress=progress
@@ -183,8 +188,6 @@ class Codec:
             raise UsageError(f"region {','.join(map(str, window))} is not inside the frame of {width}x{height}")
         opener: Opener | None = None
         if key is not None and record.salt is not None:
-            from .sealing import Sealer
-
             opener = Sealer(key, record.salt)
         decoders = {
             stored: LevelDecoder(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from .bitstream import FrameRecord, Metadata
 from .coding import TileCoder
 from .decoder import strips
 from .rows import FrameRows, RowBuffer
+from .sealing import Protection, Sealer, sealed_tiles
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
 if TYPE_CHECKING:
@@ -35,15 +37,6 @@ class FrameWriter(Protocol):
     def end(self, digest: bytes | None = None) -> None: ...
 
 
-class Protection(Protocol):
-    """Encrypts some of a frame's tiles; `salt` stands in its record."""
-
-    salt: bytes
-
-    def tiles(self, record: FrameRecord) -> frozenset[int]: ...
-    def seal(self, payload: bytes, frame: int, tile: int) -> bytes: ...
-
-
 def encode_frame(
     codec: Codec,
     writer: FrameWriter,
@@ -56,13 +49,17 @@ def encode_frame(
     progress: Progress | None = None,
 ) -> None:
     """Encode `frame` as `record` says into `writer`; `progress` is called with (tiles done, tiles)."""
-    sealed = protection.tiles(record) if protection else frozenset()
+    sealer, sealed = None, frozenset()
+    if protection is not None:
+        sealer = Sealer(protection.key)
+        record = replace(record, salt=sealer.salt)
+        sealed = sealed_tiles(record, protection.rectangles, codec.analysis_halo * BLOCK)
     done = 0
 
     def put(number: int, payload: bytes) -> None:
         nonlocal done
-        if protection is not None and number in sealed:
-            writer.tile(number, protection.seal(payload, record.number, number), sealed=True)
+        if sealer is not None and number in sealed:
+            writer.tile(number, sealer.seal(payload, record.number, number), sealed=True)
         else:
             writer.tile(number, payload)
         done += 1

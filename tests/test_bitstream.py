@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 
 from linnet.runtime import boxes
-from linnet.runtime.bitstream import (
-    FrameRecord,
-    Metadata,
-    Reader,
-    RecordingWriter,
-    write_picture,
-)
+from linnet.runtime.bitstream import FrameRecord, Metadata, Reader, RecordingWriter, write_picture
 from linnet.runtime.boxes import BOX_HEADER, SIGNATURE
 from linnet.runtime.codec import Codec
 from linnet.runtime.core import crc32c

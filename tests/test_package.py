@@ -19,7 +19,18 @@ from linnet.runtime import core
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("linnet", "runtime", "calibration", "export", "training", "benchmarks")
-FORBIDDEN_IN_RUNTIME = {"torch", "onnx", "cv2", "PIL", "tqdm", "skimage", "matplotlib", "imagecodecs"}
+FORBIDDEN_IN_RUNTIME = {
+    "torch",
+    "onnx",
+    "cv2",
+    "PIL",
+    "tqdm",
+    "skimage",
+    "matplotlib",
+    "imagecodecs",
+    "fsspec",
+    "aiohttp",
+}
 MAY_USE = {
     "runtime": {"runtime"},
     "calibration": {"calibration", "runtime"},
