@@ -10,41 +10,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .pictures import File, Frame, decode, encode, info, open
+    from .recording import record
     from .runtime.bitstream import Metadata
     from .runtime.codec import Codec
     from .runtime.errors import InputError, LinnetError, MachineError, UsageError
     from .runtime.inspection import Info
+    from .runtime.recorder import CapturedFrame, Recorder
     from .runtime.sealing import Protection, read_key
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Codec",
-    "File",
-    "Frame",
-    "Info",
-    "InputError",
-    "LinnetError",
-    "MachineError",
-    "Metadata",
-    "Protection",
-    "UsageError",
-    "__version__",
-    "decode",
-    "encode",
-    "info",
-    "open",
-    "read_key",
-]  # fmt: skip
-
 _HOMES = {
     "File": "pictures", "Frame": "pictures",
-    "decode": "pictures", "encode": "pictures", "info": "pictures", "open": "pictures",
-    "Info": "runtime.inspection", "Metadata": "runtime.bitstream",
-    "Codec": "runtime.codec", "Protection": "runtime.sealing", "read_key": "runtime.sealing",
+    "decode": "pictures", "encode": "pictures", "info": "pictures", "open": "pictures", "record": "recording",
+    "CapturedFrame": "runtime.recorder", "Recorder": "runtime.recorder",
+    "Codec": "runtime.codec", "Info": "runtime.inspection", "Metadata": "runtime.bitstream",
+    "Protection": "runtime.sealing", "read_key": "runtime.sealing",
     "InputError": "runtime.errors", "LinnetError": "runtime.errors", "MachineError": "runtime.errors",
     "UsageError": "runtime.errors",
 }  # fmt: skip
+
+__all__ = ["CapturedFrame", "Codec", "File", "Frame", "Info", "InputError", "LinnetError", "MachineError", "Metadata", "Protection", "Recorder", "UsageError", "__version__", "decode", "encode", "info", "open", "read_key", "record"]  # fmt: skip  # noqa: E501
 
 
 def __getattr__(name: str) -> object:

@@ -136,6 +136,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     verify.add_argument("--pixels", action="store_true", help="decode too, and compare with the stored proof")
     _add_codec_options(verify)
 
+    _add_record(commands)
+
     recover = _command(commands, "recover", _recover, "a well-formed file with every whole tile of a damaged one")
     recover.add_argument("input", metavar="IN.lnt", help="the damaged file; - reads stdin")
     recover.add_argument("output", metavar="OUT.lnt", help="the file to write")
@@ -157,6 +159,37 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_record(commands: Any) -> None:
+    record = _command(commands, "record", _record, "a camera, stream, video or folder of pictures to a recording")
+    record.add_argument(
+        "source", metavar="SOURCE", help="camera number or device, URL, video, folder of pictures, or gst:PIPELINE"
+    )
+    record.add_argument("output", metavar="OUT.lnt", help="the file to append to as frames come; - writes stdout")
+    rate = record.add_mutually_exclusive_group()
+    rate.add_argument(
+        "--quality", type=_quality, default=defaults.QUALITY, metavar="Q", help=f"1 to 100, else {defaults.QUALITY}"
+    )
+    rate.add_argument("--bitrate", type=float, metavar="R", help="megabits per second: chooses the quality")
+    record.add_argument("--tile", type=_positive, default=defaults.TILE, metavar="N", help="as for encode")
+    record.add_argument("--levels", type=_count, default=0, metavar="N", help="as for encode")
+    record.add_argument("--size", type=_size, metavar="WxH", help="asked of a camera")
+    record.add_argument(
+        "--fps", type=float, metavar="F", help="asked of a camera; the rate of pictures that carry no time, else 30"
+    )
+    record.add_argument("--queue", type=_positive, default=8, metavar="N", help="frames that may wait, else 8")
+    record.add_argument(
+        "--drop", choices=("oldest", "newest", "never"),
+        help="what a full queue loses; else the oldest of a live source, never anything of a file",
+    )  # fmt: skip
+    record.add_argument(
+        "--sync-seconds", type=float, default=1.0, metavar="S", help="how often written frames are made durable, else 1"
+    )
+    _add_key_option(record, "encrypt with this key")
+    record.add_argument("--force", action="store_true", help="overwrite OUT.lnt")
+    record.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
+    _add_codec_options(record)
 
 
 def _add_key_option(parser: argparse.ArgumentParser, what: str) -> None:
@@ -287,7 +320,7 @@ def _protection(options: argparse.Namespace) -> Any:
 
 def _decode(options: argparse.Namespace) -> int:
     from . import files, images, pictures
-    from .runtime.bitstream import Reader
+    from .runtime.reader import Reader
 
     images.output_format(options.output)
     blanks: list[str] = []
@@ -385,6 +418,19 @@ def _verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def _record(options: argparse.Namespace) -> int:
+    from . import recording
+
+    _refuse_picture_name(options.output)
+    options.protect = None
+    return recording.main(
+        options.source, options.output, size=options.size, as_json=options.json, quality=options.quality,
+        bitrate=options.bitrate, fps=options.fps, tile=options.tile, levels=options.levels, drop=options.drop,
+        queue=options.queue, sync_seconds=options.sync_seconds, overwrite=options.force, bundle=options.bundle,
+        backend=options.backend, threads=options.threads, protection=_protection(options),
+    )  # fmt: skip
+
+
 def _recover(options: argparse.Namespace) -> int:
     from . import files
     from .runtime import recovery
@@ -453,6 +499,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.partition("x")
+    if not cross or not width.isdigit() or not height.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, like 1920x1080")
+    return int(width), int(height)
 
 
 def _region(text: str) -> tuple[int, int, int, int]:

@@ -17,12 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from . import defaults
-from .runtime import bitstream, inspection
+from .runtime import inspection
 from .runtime.bitstream import Metadata
 from .runtime.codec import Codec
 from .runtime.encoder import Protection
 from .runtime.errors import InputError
 from .runtime.inspection import Info
+from .runtime.reader import Reader
 from .runtime.sources import ByteSource, as_source
 
 CODECS_KEPT = 4
@@ -151,7 +152,7 @@ class File(Sequence[Frame]):
         self._source = source
         self._codec_settings = (bundle, backend, threads)
         self._key = key
-        self.reader = bitstream.Reader(source)
+        self.reader = Reader(source)
 
     @property
     def damage(self) -> list[str]:

@@ -12,16 +12,18 @@ from typing import BinaryIO
 import numpy as np
 
 from . import backends, encoder
-from .bitstream import FrameRecord, Metadata, PictureWriter, Reader
+from .bitstream import FrameRecord, Metadata
 from .bundle import Bundle
 from .decoder import LevelDecoder, Opener, window_strips
 from .encoder import FrameWriter, Progress
 from .errors import InputError, UsageError
 from .levels import level_qualities
+from .reader import Reader
 from .rows import ArrayRows, FrameRows
 from .sealing import Protection, Sealer
 from .sources import ByteSource
 from .tiles import Rect, TileGrid
+from .writer import PictureWriter
 
 DEFAULT_TILE = 512
 MAX_OUTPUT_PIXELS = 1 << 29

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from . import core
-from .bitstream import Reader, Tile
+from .bitstream import Tile
 from .coding import TileCoder
 from .errors import InputError
 from .latents import quality_value
 from .levels import enlarge, halve
+from .reader import Reader
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 
 class FrameWriter(Protocol):
-    """Where a frame's boxes go: `bitstream.PictureWriter` or `bitstream.RecordingWriter`."""
+    """Where a frame's boxes go: `writer.PictureWriter` or `writer.RecordingWriter`."""
 
     def begin(self, record: FrameRecord, metadata: Metadata | None = None, *, digest: bool = False) -> None: ...
     def tile(self, number: int, payload: bytes, *, sealed: bool = False) -> None: ...

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from . import boxes
-from .bitstream import LOST, VERSION, FrameRecord, Metadata, Reader
+from .bitstream import LOST, VERSION, FrameRecord, Metadata
 from .boxes import SIGNATURE, Box
 from .core import crc32c
 from .errors import InputError
+from .reader import Reader
 from .sources import ByteSource
 
 CHUNK = 1 << 20

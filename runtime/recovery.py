@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from . import bitstream, boxes
-from .bitstream import LOST, TILE_HEADER, FrameIndex, FrameRecord, PictureWriter, Reader, RecordingWriter, tile_place
+from .bitstream import LOST, TILE_HEADER, FrameIndex, FrameRecord, tile_place
 from .boxes import BOX_HEADER, SIGNATURE, Box
 from .errors import InputError
+from .reader import Reader
 from .sources import ByteSource
+from .writer import PictureWriter, RecordingWriter
 
 MAX_RECORD = 1 << 16
 

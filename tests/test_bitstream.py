@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from linnet.runtime import boxes
-from linnet.runtime.bitstream import FrameRecord, Metadata, Reader, RecordingWriter, write_picture
+from linnet.runtime.bitstream import FrameRecord, Metadata
 from linnet.runtime.boxes import BOX_HEADER, SIGNATURE
 from linnet.runtime.codec import Codec
 from linnet.runtime.core import crc32c
 from linnet.runtime.errors import InputError, LinnetError
 from linnet.runtime.inspection import read_info, verify
+from linnet.runtime.reader import Reader
 from linnet.runtime.recovery import recover
 from linnet.runtime.tiles import TileGrid
+from linnet.runtime.writer import RecordingWriter, write_picture
 
 METADATA = Metadata(exif=b"II*\0exif", xmp=b"<x:xmpmeta/>", icc=b"profile")
 RECORD = FrameRecord(TileGrid(300, 150, 128), (37, 0, 5), bytes(range(32)), timestamp=1_700_000_000_123_456_789)
@@ -95,7 +97,7 @@ def test_recording_is_the_documented_one() -> None:
     checkpoint, frames = struct.unpack("<QI", data[-12:])
     assert frames == 5 and data[checkpoint : checkpoint + 4] == b"CKPT"
     previous, first, count, frame, index, timestamp = struct.unpack_from("<QIIQQq", data, checkpoint + 20)
-    assert (first, count, timestamp) == (4, 1, 1004) and data[previous : previous + 4] == b"CKPT"
+    assert (previous, first, count, timestamp) == (0, 0, 5, 1000)
     assert data[frame : frame + 4] == b"FRAM" and data[index : index + 4] == b"INDX"
 
 

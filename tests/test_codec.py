@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from linnet.runtime.bitstream import Reader
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
 from linnet.runtime.coding import TileCoder
 from linnet.runtime.errors import InputError, UsageError
+from linnet.runtime.reader import Reader
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -222,7 +222,7 @@ def test_another_bundle_is_named(codec: Codec) -> None:
     data = bytearray(codec.encode(texture(64, 64)))
     from dataclasses import replace
 
-    from linnet.runtime.bitstream import write_picture
+    from linnet.runtime.writer import write_picture
 
     picture = Reader(bytes(data))
     forged = write_picture(replace(picture.record(), bundle=b"\xab" * 32), [picture.tile(0)])

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from linnet.runtime.bitstream import FrameRecord, Reader
+from linnet.runtime.bitstream import FrameRecord
 from linnet.runtime.codec import Codec
 from linnet.runtime.errors import InputError, MachineError, UsageError
+from linnet.runtime.reader import Reader
 from linnet.runtime.sealing import Protection, Sealer, read_key, sealed_tiles
 from linnet.runtime.tiles import BLOCK, Rect, TileGrid
 
