@@ -23,7 +23,8 @@ import numpy as np
 
 from . import defaults, files
 from .capture import Folder, Source, Video, open_source
-from .runtime.bitstream import SIGNATURE, TAIL_SIZE
+from .runtime.bitstream import TAIL_SIZE
+from .runtime.boxes import SIGNATURE
 from .runtime.codec import Codec
 from .runtime.errors import InputError, LinnetError, MachineError, UsageError
 from .runtime.recorder import QUEUE, SYNC_SECONDS, CapturedFrame, Figures, Recorder

@@ -21,6 +21,7 @@ SUFFIX = ".lnt"
 MAX_METADATA = 1 << 26
 """Bytes one metadata box may hold (64 MiB)."""
 MAX_TILE_PAYLOAD = 1 << 28
+MAX_RECORD = 1 << 16
 MAX_LEVELS = 16
 MAX_CHECKPOINT_FRAMES = 1 << 20
 SALT_SIZE = 16

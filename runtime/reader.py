@@ -14,6 +14,7 @@ from .bitstream import (
     LOST,
     MAX_CHECKPOINT_FRAMES,
     MAX_METADATA,
+    MAX_RECORD,
     MAX_TILE_PAYLOAD,
     METADATA_BOXES,
     TAIL,
@@ -29,6 +30,7 @@ from .bitstream import (
 from .boxes import BOX_HEADER, SIGNATURE, Box
 from .errors import InputError, UsageError
 from .sources import ByteSource, as_source
+from .tiles import MAX_TILES
 
 INDICES_KEPT = 64
 """Frame indices that a reader remembers."""
@@ -83,15 +85,17 @@ class Reader:
         return self._place(frame).timestamp
 
     def _open_picture(self) -> None:
-        head = boxes.box_at(self.source, len(SIGNATURE))
-        index = boxes.box_at(self.source, head.end)
-        if (head.kind, index.kind) != (b"FRAM", b"INDX"):
-            raise InputError(f"{head} and {index}: a version-{VERSION} picture starts with FRAM and INDX")
-        record = FrameRecord.unpack(boxes.read_payload(self.source, head, 1 << 16), head)
-        self._indices[0] = self._read_index(index, FrameIndex.limit(record.tile_count))
-        if self._indices[0].record != record:
-            raise InputError(f"{head} and {index} describe different frames: the file is damaged")
-        self._places = [_Place(head.offset, index.offset, record.timestamp)]
+        first = index = boxes.box_at(self.source, len(SIGNATURE))
+        record: FrameRecord | None = None
+        if first.kind == b"FRAM":
+            record = FrameRecord.unpack(boxes.read_payload(self.source, first, MAX_RECORD), first)
+            index = boxes.box_at(self.source, first.end)
+        if index.kind != b"INDX":
+            raise InputError(f"{first} and {index}: a version-{VERSION} picture starts with FRAM and INDX or with INDX")
+        self._indices[0] = self._read_index(index, FrameIndex.limit(record.tile_count if record else MAX_TILES))
+        if record not in (None, self._indices[0].record):
+            raise InputError(f"{first} and {index} describe different frames: the file is damaged")
+        self._places = [_Place(first.offset, index.offset, self._indices[0].record.timestamp)]
 
     def _read_index(self, box: Box, limit: int | None = None) -> FrameIndex:
         limit = min(FrameIndex.limit() if limit is None else limit, FrameIndex.limit())
@@ -218,7 +222,8 @@ class Reader:
 
     def metadata(self, frame: int = 0) -> Metadata:
         """EXIF, XMP and ICC of a frame; they stand between its FRAM and its first tile."""
-        start = self._place(frame).frame
+        place = self._place(frame)
+        start = place.index if place.frame is None else place.frame
         found: dict[str, bytes] = {}
         if start is not None:
             for number, box in enumerate(boxes.walk(self.source, start)):

@@ -14,8 +14,6 @@ from .reader import Reader
 from .sources import ByteSource
 from .writer import PictureWriter, RecordingWriter
 
-MAX_RECORD = 1 << 16
-
 
 @dataclass
 class FoundFrame:
@@ -62,7 +60,7 @@ def find_frames(source: ByteSource, start: int = len(SIGNATURE), end: int | None
             continue
         try:
             if item.kind == b"FRAM":
-                record = FrameRecord.unpack(boxes.read_payload(source, item, MAX_RECORD), item)
+                record = FrameRecord.unpack(boxes.read_payload(source, item, bitstream.MAX_RECORD), item)
                 opened = frame_of(record.number)
                 opened.offset, opened.record = item.offset, record
             elif item.kind == b"INDX":

@@ -24,6 +24,9 @@ from .bitstream import (
 from .boxes import BOX_HEADER, SIGNATURE
 from .errors import UsageError
 
+SMALL_PICTURE = 16
+"""Tiles up to which a picture does without FRAM, which repeats its index's record: a percent of a thumbnail's bytes."""
+
 
 class _Writer:
     """Shared by pictures and recordings: appends boxes and remembers where the current frame's tiles are."""
@@ -40,7 +43,6 @@ class _Writer:
 
     def _start(self, record: FrameRecord) -> None:
         self._record, self._entries = record, [LOST] * record.tile_count
-        self._append(boxes.pack(b"FRAM", record.pack()))
 
     def _metadata(self, metadata: Metadata | None) -> None:
         for kind, name in METADATA_BOXES.items():
@@ -64,6 +66,8 @@ class PictureWriter(_Writer):
     def begin(self, record: FrameRecord, metadata: Metadata | None = None, *, digest: bool = False) -> None:
         """`digest` keeps room for one, which must then be given to `end`."""
         self._start(record)
+        if record.tile_count > SMALL_PICTURE:
+            self._append(boxes.pack(b"FRAM", record.pack()))
         self._index_at = self._offset
         unfinished = FrameIndex(record, self._entries, bytes(DIGEST_SIZE) if digest else None)
         self._append(bytes(BOX_HEADER + len(unfinished.pack())))
@@ -92,6 +96,7 @@ class RecordingWriter(_Writer):
     def begin(self, record: FrameRecord, metadata: Metadata | None = None, *, digest: bool = False) -> None:
         self._frame_at = self._offset
         self._start(record)
+        self._append(boxes.pack(b"FRAM", record.pack()))
         self._metadata(metadata)
 
     def end(self, digest: bytes | None = None) -> None:
