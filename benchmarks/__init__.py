@@ -1,5 +1,5 @@
-"""Measures linnet beside the codecs people would use instead: rate-distortion, speed and windows, one module per command.
+"""Measures linnet beside what people would use instead: rate-distortion, speed, windows; one module per command.
 
-`rd`, `speed` and `region` each offer `add_arguments(parser)` and `run(arguments) -> exit status`, which `linnet bench` calls.
+`rd`, `speed` and `region` offer `add_arguments(parser)` and `run(arguments) -> exit status`; `linnet bench` calls them.
 Nothing here is needed on a device, and nothing is imported until a benchmark runs.
 """

@@ -14,8 +14,8 @@ pytest.importorskip("onnx", reason="export needs the export extra")
 from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
 from linnet.export.bundling import export_camera  # noqa: E402
 from linnet.export.models.camera import Camera, laplacian_bits  # noqa: E402
-from linnet.runtime.bitstream import Reader  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
+from linnet.runtime.reader import Reader  # noqa: E402
 from linnet.training import train as training  # noqa: E402
 
 
@@ -39,7 +39,7 @@ def test_smoke_training_resumes_and_exports(
     first = torch.load(tmp_path / "last.pt", weights_only=True)
     training.train(folder, tmp_path, minutes=0.25, seed=0)
     second = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert second["step"] > first["step"] > 3
+    assert second["steps"] > first["steps"] > 3
     assert second["elapsed"] >= 15
     with (tmp_path / "curve.csv").open() as file:
         rows = [[float(value) for value in row] for row in csv.reader(file)]
