@@ -190,7 +190,7 @@ class Codec:
             raise UsageError(f"region {','.join(map(str, window))} is not inside the frame of {width}x{height}")
         opener: Opener | None = None
         if key is not None and record.salt is not None:
-            opener = Sealer(key, record.salt)
+            opener = Sealer(key, record.salt, record.pack())
         decoders = {
             stored: LevelDecoder(
                 self, reader, frame, stored, opener=opener, conceal=conceal, blanks=blanks, progress=progress

@@ -53,6 +53,7 @@ def encode_frame(
     if protection is not None:
         sealer = Sealer(protection.key)
         record = replace(record, salt=sealer.salt)
+        sealer.record = record.pack()
         sealed = sealed_tiles(record, protection.rectangles, codec.analysis_halo * BLOCK)
     done = 0
 

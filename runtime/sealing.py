@@ -5,7 +5,7 @@ loaded when a `Sealer` is made. There is one algorithm and no choice: plain code
 on every processor; AES-GCM needs AES instructions for that, which a Jetson Orin has and a Raspberry Pi 4 has not.
 
 What stays visible: which tiles are sealed, how long each is, and everything outside the tiles (a thumbnail in the EXIF,
-the digest of the pixels). A seal vouches for its own tile, not for the frame around it.
+the digest of the pixels). A seal vouches for its own tile and the frame record, not for other tiles.
 """
 
 from __future__ import annotations
@@ -83,8 +83,13 @@ class Sealer:
     cut therefore have new subkeys, although their numbers begin again.
     """
 
-    def __init__(self, key: bytes, salt: bytes | None = None) -> None:
-        """`salt` is that of a frame to open; None draws a new one, to seal with."""
+    def __init__(self, key: bytes, salt: bytes | None = None, record: bytes = b"") -> None:
+        """`salt` is that of a frame to open; None draws a new one, to seal with.
+
+        `record` is the packed frame record: a seal vouches for it, so that no tile can be shown under another quality,
+        size or bundle. It holds the salt, so whoever seals sets it after that was drawn.
+        """
+        self.record = record
         try:
             from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
             from cryptography.hazmat.primitives import hashes
@@ -111,12 +116,15 @@ class Sealer:
             if frame > self._frame:
                 self._frame, self._sealed = frame, set()
             self._sealed.add(tile)
-        return self._cipher.encrypt(_NONCE.pack(frame, tile), payload, self.salt + _PLACE.pack(frame, tile))
+        return self._cipher.encrypt(_NONCE.pack(frame, tile), payload, self._vouched(frame, tile))
+
+    def _vouched(self, frame: int, tile: int) -> bytes:
+        return self.salt + _PLACE.pack(frame, tile) + self.record
 
     def open(self, sealed: bytes, frame: int, tile: int) -> bytes:
         """What `seal` was given; InputError where the key is another one or a byte or the place has changed."""
         try:
-            return self._cipher.decrypt(_NONCE.pack(frame, tile), sealed, self.salt + _PLACE.pack(frame, tile))
+            return self._cipher.decrypt(_NONCE.pack(frame, tile), sealed, self._vouched(frame, tile))
         except self._invalid_tag:
             raise InputError(f"frame {frame}, tile {tile}: wrong key or modified tile; try another key") from None
 

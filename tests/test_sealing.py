@@ -36,6 +36,16 @@ def cipher() -> None:
 
 
 @pytest.mark.usefixtures("cipher")
+def test_a_seal_vouches_for_the_frame_record() -> None:
+    sealer = Sealer(KEY)
+    sealer.record = b"quality 50"
+    sealed = sealer.seal(b"a number plate", 3, 5)
+    assert Sealer(KEY, sealer.salt, b"quality 50").open(sealed, 3, 5) == b"a number plate"
+    with pytest.raises(InputError, match="wrong key or modified"):
+        Sealer(KEY, sealer.salt, b"quality 51").open(sealed, 3, 5)
+
+
+@pytest.mark.usefixtures("cipher")
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 40_000])
 def test_what_is_sealed_opens_again(size: int) -> None:
     payload = random.Random(size).randbytes(size)
