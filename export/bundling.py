@@ -16,7 +16,7 @@ from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
 from ..runtime.errors import InputError
-from ..runtime.latents import GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SMALLEST_SCALE, companding_table
+from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SMALLEST_SCALE, companding_table
 from ..runtime.network import ACTIVATION_EXP, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
 from .models.camera import CODING_STEPS, HYPER_CHANNELS, LATENT_CHANNELS, LOG2_SCALE_BIAS, Camera
@@ -51,21 +51,21 @@ def load_bundle_into_camera(bundle: Bundle) -> Camera:
                     layer.gain.fill_(1.0)
                     layer.weight.copy_(torch.from_numpy(node.weight.astype(np.float64)) * scale[:, None, None, None])
                     layer.bias.copy_(torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0**-ACTIVATION_EXP)
-    codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0**-GAIN_EXP
+    codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0 ** -(GAIN_EXP + FINE_EXP)
+    codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[:LATENT_CHANNELS]))
     codec.set_exact(True)
     return codec.eval()
 
 
 def quality_tables(codec: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """(gains, table offsets), each (100, latent + hyper channels) int16: quantisation steps in 1/64 and their log."""
+    """(gains, table offsets), each (100, latent + hyper channels) int16: quantisation steps in 1/256 and their log."""
     with torch.no_grad():
         quality = torch.arange(QUALITIES) / (QUALITIES - 1)
         gains = codec.gains(quality)[:, :, 0, 0].double().numpy()
     first_table = -SCALE_STEPS_PER_OCTAVE * math.log2(SMALLEST_SCALE)
     offsets = SCALE_STEPS_PER_OCTAVE * (LOG2_SCALE_BIAS - np.log2(gains)) + first_table
-    return np.clip(np.rint(gains * 2**GAIN_EXP), 2**GAIN_EXP, 2**15 - 1).astype(np.int16), np.rint(offsets).astype(
-        np.int16
-    )
+    stored = np.clip(np.rint(gains * 2 ** (GAIN_EXP + FINE_EXP)), 2**GAIN_EXP, 2**15 - 1)
+    return stored.astype(np.int16), np.rint(offsets).astype(np.int16)
 
 
 def hyper_parameters(codec: Camera) -> np.ndarray:
@@ -107,6 +107,7 @@ def export_camera(weights: Path, out: Path) -> str:
     stored = {f"{name}/{key}": value for name, network in networks.items() for key, value in arrays(network).items()}
     tables = {
         "gains": gains,
+        "mean_shifts": np.concatenate([codec.mean_shift.numpy(), np.full(HYPER_CHANNELS, FINE_EXP)]).astype(np.uint8),
         "table_offsets": offsets,
         "hyper_parameters": hyper_parameters(codec),
         "companding": companding_table(),

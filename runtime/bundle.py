@@ -66,7 +66,8 @@ class Bundle:
         self.steps = tuple(CodingStep(**step) for step in manifest["coding_steps"])
         self.kmac_per_pixel: dict[str, float] = manifest["kmac_per_pixel"]
         tables = self._arrays("tables.npz")
-        self.gains, self.table_offsets = tables["gains"], tables["table_offsets"]
+        self.gains, self.mean_shifts = tables["gains"], tables["mean_shifts"]
+        self.table_offsets = tables["table_offsets"]
         self.hyper_parameters, self.companding = tables["hyper_parameters"], tables["companding"]
         self.entropy_tables = EntropyTables(tables["frequencies"], tables["radii"])
         self.rounding = rounding_offsets(tables["frequencies"], tables["radii"])

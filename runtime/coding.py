@@ -48,7 +48,7 @@ class TileCoder:
         self._quality_value = quality_value(quality)
 
     def encode(self, latents: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Latents (N, h, w, C) float32 in full-scale units, h and w multiples of 4, to (payloads, decoded int8)."""
+        """Latents (N, h, w, C) float32 in full-scale units, h and w multiples of 4: payloads, decoded (N, h, w, 2 C)."""
         tables = self._bundle.entropy_tables
         symbols: list[list[np.ndarray]] = [[] for _ in latents]
         indices: list[list[np.ndarray]] = [[] for _ in latents]
@@ -67,7 +67,7 @@ class TileCoder:
         return self._each(finish, len(latents)), decoded
 
     def decode(self, payloads: Sequence[bytes], names: Sequence[str], height: int, width: int) -> np.ndarray:
-        """Payloads of tiles of `height` x `width` latents to decoded latents (N, h, w, C) int8.
+        """Payloads of tiles of `height` x `width` latents to decoded latents (N, h, w, 2 C) int8, whole and quarters.
 
         Raises InputError naming the tile (by `names`) whose payload is damaged.
         """
@@ -91,12 +91,12 @@ class TileCoder:
         bundle, count, (height, width) = self._bundle, shape[0], shape[1:3]
         hyper_height, hyper_width = height // HYPER_SHRINK, width // HYPER_SHRINK
         channels = bundle.hyper_channels
-        hyper_decoded = np.zeros((count, hyper_height, hyper_width, channels), np.int8)
+        hyper_decoded = np.zeros((count, hyper_height, hyper_width, 2 * channels), np.int8)
         # The quality rides along as one more channel, so that the networks know how coarse their input is.
         hyper_seen = np.full((count, hyper_height, hyper_width, channels + 1), self._quality_value, np.int8)
-        hyper_companded = np.zeros_like(hyper_decoded)
+        hyper_companded = np.zeros((count, hyper_height, hyper_width, channels), np.int8)
         parameters = np.broadcast_to(bundle.hyper_parameters, (hyper_height, hyper_width, 2 * channels)).copy()
-        step = self._step(CodingStep(0, channels, None, 0), hyper_decoded.shape, bundle.latent_channels)
+        step = self._step(CodingStep(0, channels, None, 0), hyper_companded.shape, bundle.latent_channels)
 
         def code_hyper(tile: int) -> None:
             value = None if hyper is None else hyper[tile]
@@ -105,7 +105,7 @@ class TileCoder:
         self._each(code_hyper, count)
         hyper_seen[..., :channels] = hyper_companded
         features, parameters_all = self._backend.run("hyper_synthesis", {"hyper": hyper_seen})
-        decoded, companded = np.zeros(shape, np.int8), np.zeros(shape, np.int8)
+        decoded, companded = np.zeros((*shape[:3], 2 * shape[3]), np.int8), np.zeros(shape, np.int8)
         for index, coding_step in enumerate(bundle.steps):
             if index:
                 context = np.ascontiguousarray(companded[..., : coding_step.context])
@@ -122,7 +122,7 @@ class TileCoder:
         companded: np.ndarray,
         latents: np.ndarray | None,
     ) -> None:
-        step = self._step(coding_step, decoded.shape, 0)
+        step = self._step(coding_step, companded.shape, 0)
 
         def code_tile(tile: int) -> None:
             value = None if latents is None else latents[tile]
@@ -140,6 +140,7 @@ class TileCoder:
             last=step.last,
             parity=-1 if step.parity is None else step.parity,
             gain=self._gains[part],
+            mean_shift=self._bundle.mean_shifts[part],
             table_offset=self._offsets[part],
             companding=self._bundle.companding,
             tables=len(self._bundle.entropy_tables.skip),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError, MachineError
-from .latents import GAIN_EXP
+from .latents import FINE_EXP, GAIN_EXP
 
 API_VERSION = 1
 """LINNET_API_VERSION of the header this module was written for."""
@@ -41,7 +41,7 @@ class _StepStruct(ctypes.Structure):
     _fields_ = (
         *((name, c_uint32) for name in ("height", "width", "channels", "first", "last")),
         ("parity", c_int32),
-        *((name, c_void_p) for name in ("gain", "table_offset", "companding")),
+        *((name, c_void_p) for name in ("gain", "mean_shift", "table_offset", "companding")),
         ("tables", c_uint32),
     )
 
@@ -243,9 +243,10 @@ class Step:
     """One coding step of one tile: channels [first, last) of (height, width, channels) latents.
 
     It covers the positions with (row + column) % 2 == `parity`, or all of them if `parity` is -1. `gain` (n,) int16, in
-    1/64 latent and at least 64, and `table_offset` (n,) int16 have n = last - first entries; `companding` (256,) int8
-    holds the value for the latent v at v + 128; `tables` is the number of entropy tables. The arrays are kept, not
-    copied, and must not change afterwards.
+    1/64 of a quarter latent and at least 64, `mean_shift` (n,) uint8 (2 where means are whole latents, 0 where they are
+    quarters) and `table_offset` (n,) int16 have n = last - first entries; `companding` (256,) int8 holds the value for
+    the whole latent w at w + 128; `tables` is the number of entropy tables. The arrays are kept, not copied, and must
+    not change afterwards.
     """
 
     height: int
@@ -255,6 +256,7 @@ class Step:
     last: int
     parity: int
     gain: np.ndarray
+    mean_shift: np.ndarray
     table_offset: np.ndarray
     companding: np.ndarray
     tables: int
@@ -271,11 +273,14 @@ class Step:
             raise ValueError(f"a step needs 1 to {MAX_TABLES} entropy tables, not {self.tables}")
         gain = _pointer(self.gain, "gain", np.int16, (self.coded_channels,))
         if self.gain.min() < 1 << GAIN_EXP:
-            raise ValueError(f"a gain below {1 << GAIN_EXP} would make a quantisation step finer than the latents")
+            raise ValueError(f"a gain below {1 << GAIN_EXP} would make a quantisation step finer than a quarter")
+        shift = _pointer(self.mean_shift, "mean_shift", np.uint8, (self.coded_channels,))
+        if self.mean_shift.max() > FINE_EXP:
+            raise ValueError(f"a mean_shift above {FINE_EXP} would make means coarser than whole latents")
         offset = _pointer(self.table_offset, "table_offset", np.int16, (self.coded_channels,))
         companding = _pointer(self.companding, "companding", np.int8, (256,))
         numbers = map(int, (self.height, self.width, self.channels, self.first, self.last, self.parity))
-        struct = _StepStruct(*numbers, gain, offset, companding, int(self.tables))
+        struct = _StepStruct(*numbers, gain, shift, offset, companding, int(self.tables))
         object.__setattr__(self, "_struct", struct)
 
     @property
@@ -293,6 +298,11 @@ class Step:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.height, self.width, self.channels
+
+    @property
+    def decoded_shape(self) -> tuple[int, int, int]:
+        """Whole latents, then their quarters."""
+        return self.height, self.width, 2 * self.channels
 
     @property
     def params_shape(self) -> tuple[int, int, int]:
@@ -313,8 +323,9 @@ def quantize(
     `latent` float32 (height, width, channels) in full-scale units (1.0 is 128 latent units), `params` int8
     (height, width, 2n). `rounding` float32 (tables, 2), for residuals below one step and beyond: 0.5 rounds to nearest,
     less prefers the smaller symbol, -inf (which a skip table needs) always gives 0.
-    What the decoder will see is written to `decoded` and `companded`, int8 (height, width, channels), at the step's
-    positions and channels only. NaN counts as the mean.
+    What the decoder will see is written to `decoded` int8 (height, width, 2 * channels), whole latents and then their
+    quarters (-2..1), and to `companded` int8 (height, width, channels), at the step's positions and channels only. NaN
+    counts as the mean.
     """
     rounding_pointer = _pointer(rounding, "rounding", np.float32, (step.tables, 2))
     if not (rounding <= 0.5).all():
@@ -326,7 +337,7 @@ def quantize(
         _pointer(latent, "latent", np.float32, step.latent_shape),
         _pointer(params, "params", np.int8, step.params_shape),
         rounding_pointer,
-        _pointer(decoded, "decoded", np.int8, step.latent_shape, writable=True),
+        _pointer(decoded, "decoded", np.int8, step.decoded_shape, writable=True),
         _pointer(companded, "companded", np.int8, step.latent_shape, writable=True),
         symbols.ctypes.data,
         table_index.ctypes.data,
@@ -353,7 +364,7 @@ def dequantize(step: Step, params: np.ndarray, symbols: np.ndarray, decoded: np.
         step._struct,
         _pointer(params, "params", np.int8, step.params_shape),
         _pointer(symbols, "symbols", np.int16, (step.symbols,)),
-        _pointer(decoded, "decoded", np.int8, step.latent_shape, writable=True),
+        _pointer(decoded, "decoded", np.int8, step.decoded_shape, writable=True),
         _pointer(companded, "companded", np.int8, step.latent_shape, writable=True),
     )
     _check(error, "dequantisation")

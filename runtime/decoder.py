@@ -14,7 +14,7 @@ from . import core
 from .bitstream import Tile
 from .coding import TileCoder
 from .errors import InputError
-from .latents import quality_value
+from .latents import quality_value, split_latent
 from .levels import enlarge, halve
 from .reader import Reader
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
@@ -41,7 +41,7 @@ def strips(
 ) -> Iterator[np.ndarray]:
     """The pixels of `window` from top to bottom in strips (rows, width, 3) uint8.
 
-    `latents_of` gives the decoded latents (h, w, C) int8 of a rectangle of whole tiles, asked for once, in order.
+    `latents_of` gives the decoded latents (h, w, 2 C) int8 of a rectangle of whole tiles, asked for once, in order.
     """
     halo, band = codec.synthesis_halo * BLOCK, band_height(grid.tile)
     needed = window.aligned(BLOCK).grown(halo, grid.padded)
@@ -71,8 +71,9 @@ def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, qual
     for piece in compute_tiles(window, COMPUTE_WIDTH, window.height):
         seen = piece.aligned(BLOCK).grown(codec.synthesis_halo * BLOCK, grid.padded)
         latent = np.ascontiguousarray(view(canvas, seen.scaled(1, BLOCK), area.scaled(1, BLOCK)))[None]
-        companded = np.full((*latent.shape[:3], latent.shape[3] + 1), quality_value(quality), np.int8)
-        np.take(codec.bundle.companding, latent.view(np.uint8) ^ 128, out=companded[..., :-1])
+        channels = codec.bundle.latent_channels
+        companded = np.full((*latent.shape[:3], channels + 1), quality_value(quality), np.int8)
+        np.take(codec.bundle.companding, latent[..., :channels].view(np.uint8) ^ 128, out=companded[..., :-1])
         planes = codec.backend.run("synthesis", {"latent": latent, "companded": companded})[0][0]
         crop = (piece.x - seen.x, piece.y - seen.y, piece.width, piece.height)
         core.planes_to_pixels(planes, crop, out=view(pixels, piece, window))
@@ -120,10 +121,10 @@ class LevelDecoder:
             y = strip.bottom
 
     def _latents(self, area: Rect) -> np.ndarray:
-        """Decoded latents (h, w, C) int8 of the tiles in `area`."""
+        """Decoded latents (h, w, 2 C) int8 of the tiles in `area`."""
         numbers = self.grid.touching(area)
         payloads = self._payloads(numbers)
-        shape = (area.height // BLOCK, area.width // BLOCK, self._codec.bundle.latent_channels)
+        shape = (area.height // BLOCK, area.width // BLOCK, 2 * self._codec.bundle.latent_channels)
         canvas = np.empty(shape, np.int8)
 
         def put(number: int, part: np.ndarray) -> None:
@@ -173,7 +174,7 @@ class LevelDecoder:
         return self._opener.open(tile.payload, self.record.number, self._first_tile + number)
 
     def _filled(self, number: int) -> np.ndarray:
-        """Latents (h, w, C) int8 for a tile that is not there: those of the enlarged overview, else of plain grey.
+        """Latents (h, w, 2 C) int8 for a tile that is not there: those of the enlarged overview, else of plain grey.
 
         Filling in latents and not pixels keeps the seams to the neighbouring tiles smooth.
         """
@@ -183,10 +184,10 @@ class LevelDecoder:
         if overview is None:
             if rect not in self._hidden:
                 self._hidden.append(rect)
-            return np.zeros((rect.height // BLOCK, rect.width // BLOCK, self._codec.bundle.latent_channels), np.int8)
+            shape = (rect.height // BLOCK, rect.width // BLOCK, 2 * self._codec.bundle.latent_channels)
+            return np.zeros(shape, np.int8)
         planes = core.pixels_to_planes(overview, 0, 0, rect.width, rect.height)
-        latents = self._codec.backend.run("analysis", {"planes": planes[None]})[0][0]
-        return np.clip(np.rint(latents * 128), -128, 127).astype(np.int8)
+        return split_latent(self._codec.backend.run("analysis", {"planes": planes[None]})[0][0])
 
     def _overview(self, rect: Rect) -> np.ndarray | None:
         """`rect` of this level from the next coarser stored level; None where there is none or it is blank too."""

@@ -138,9 +138,10 @@ class _LevelEncoder:
             self._next = next(self._waiting, None)
 
     def encode(self, area: Rect) -> np.ndarray:
-        """Code the tiles of the band `area`; returns its decoded latents (h, w, C) int8."""
+        """Code the tiles of the band `area`; returns its decoded latents (h, w, 2 C) int8."""
         grid, tile = self._grid, self._grid.tile
-        decoded = np.empty((area.height // BLOCK, area.width // BLOCK, self._codec.bundle.latent_channels), np.int8)
+        shape = (area.height // BLOCK, area.width // BLOCK, 2 * self._codec.bundle.latent_channels)
+        decoded = np.empty(shape, np.int8)
         for piece in compute_tiles(area, max(1, COMPUTE_WIDTH // tile) * tile, area.height):
             latents = self._analyse(piece)
             numbers = grid.touching(piece)

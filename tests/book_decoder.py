@@ -134,6 +134,7 @@ class TileDecoder:
         self.bundle, self.quality = bundle, quality
         self.quality_value = round((quality - 1) * 254 / 99) - 127
         tables = bundle._arrays("tables.npz")
+        self.mean_shifts = tables["mean_shifts"]
         self.radii = [int(radius) for radius in tables["radii"]]
         numbers, self.frequencies = [int(n) for n in tables["frequencies"]], []
         for radius in self.radii:
@@ -142,15 +143,15 @@ class TileDecoder:
             numbers = numbers[count:]
 
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
-        """Latents (height, width, C) int8 of one tile."""
+        """Latents (height, width, C) of one tile, in quarters."""
         bundle, rans = self.bundle, Rans(payload)
         channels, hyper_channels = bundle.latent_channels, bundle.hyper_channels
-        hyper = np.zeros((height // 4, width // 4, hyper_channels), np.int8)
+        hyper = np.zeros((height // 4, width // 4, hyper_channels), np.int64)
         parameters = np.broadcast_to(bundle.hyper_parameters, (height // 4, width // 4, 2 * hyper_channels))
         self._step(rans, hyper, parameters, 0, hyper_channels, None, channels)
         seen = self._with_quality(self._companded(hyper))
         features, parameters = self._run("hyper_synthesis", hyper=seen)
-        latents = np.zeros((height, width, channels), np.int8)
+        latents = np.zeros((height, width, channels), np.int64)
         for index, step in enumerate(bundle.steps):
             if index:
                 coded = self._companded(latents) * (latents_done(latents.shape, bundle.steps[:index]))
@@ -167,15 +168,15 @@ class TileDecoder:
                 if parity is not None and (row + column) % 2 != parity:
                     continue
                 for channel in range(first, last):
-                    mean = int(parameters[row, column, channel - first])
+                    mean = int(parameters[row, column, channel - first]) << int(self.mean_shifts[table_base + channel])
                     log_scale = int(parameters[row, column, channel - first + count])
                     offset, gain = int(offsets[table_base + channel]), int(gains[table_base + channel])
                     table = min(max(log_scale + offset, 0), len(self.radii) - 1)
                     symbol = rans.symbol(self.frequencies[table], self.radii[table])
-                    latents[row, column, channel] = min(max(mean + (symbol * gain + 32 >> 6), -128), 127)
+                    latents[row, column, channel] = min(max(mean + (symbol * gain + 32 >> 6), -512), 509)
 
     def _companded(self, latents: np.ndarray) -> np.ndarray:
-        return self.bundle.companding[latents.astype(np.int64) + 128]
+        return self.bundle.companding[(latents + 2 >> 2) + 128]
 
     def _with_quality(self, values: np.ndarray) -> np.ndarray:
         plane = np.full((*values.shape[:2], 1), self.quality_value, np.int8)
@@ -187,7 +188,9 @@ class TileDecoder:
 
     def pixels(self, latents: np.ndarray) -> np.ndarray:
         """The synthesis over a whole padded frame: (16 h, 16 w, 3) uint8."""
-        (planes,) = self._run("synthesis", latent=latents, companded=self._with_quality(self._companded(latents)))
+        whole = latents + 2 >> 2
+        both = np.concatenate([whole, latents - 4 * whole], axis=2).astype(np.int8)
+        (planes,) = self._run("synthesis", latent=both, companded=self._with_quality(self._companded(latents)))
         height, width = planes.shape[:2]
         grid = planes.reshape(height, width, 3, 2, 2).transpose(0, 3, 1, 4, 2)
         return (grid.reshape(2 * height, 2 * width, 3).astype(np.int16) + 128).astype(np.uint8)
@@ -215,7 +218,7 @@ def decode(data: bytes, bundle: Bundle) -> np.ndarray:
     require(record["bundle"].hex() == bundle.identity, "another bundle")
     padded_height, padded_width = (-(-record[side] // 64) * 64 for side in ("height", "width"))
     columns, side = -(-record["width"] // record["tile"]), record["tile"]
-    latents = np.zeros((padded_height // 16, padded_width // 16, bundle.latent_channels), np.int8)
+    latents = np.zeros((padded_height // 16, padded_width // 16, bundle.latent_channels), np.int64)
     decoder = TileDecoder(bundle, record["quality"])
     for number in range(columns * -(-record["height"] // side)):
         offset, length = entries[number]

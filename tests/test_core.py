@@ -381,7 +381,7 @@ def step_of(rng, height, width, channels, first, last, parity, tables=SCALE_TABL
     n = last - first
     return core.Step(
         height, width, channels, first, last, parity, rng.integers(64, widest, n).astype(np.int16),
-        rng.integers(-100, 200, n).astype(np.int16), companding_table(), tables,
+        rng.integers(0, 3, n).astype(np.uint8), rng.integers(-100, 200, n).astype(np.int16), companding_table(), tables,
     )  # fmt: skip
 
 
@@ -397,10 +397,10 @@ def step_tables_twin(step, params):
 
 def quantize_twin(step, latent, params, rounding):
     mask, n = mask_of(step), step.coded_channels
-    mean = params[mask][:, :n].astype(np.float32)
+    mean = (params[mask][:, :n].astype(int) << step.mean_shift).astype(np.float32)
     with np.errstate(all="ignore"):
         value = latent[mask][:, step.first : step.last]
-        r = (np.float32(128) * value - mean) * np.float32(64) / step.gain.astype(np.float32)
+        r = (np.float32(512) * value - mean) * np.float32(64) / step.gain.astype(np.float32)
         table = step_tables_twin(step, params).reshape(r.shape)
         magnitude = np.floor(np.abs(r) + rounding[table, (np.abs(r) >= 1).astype(int)])
     magnitude = np.where(np.isnan(magnitude), 0, np.clip(magnitude, 0, 511))
@@ -409,11 +409,13 @@ def quantize_twin(step, latent, params, rounding):
 
 def dequantize_twin(step, params, symbols, decoded, companded):
     mask, n = mask_of(step), step.coded_channels
-    mean = params[mask][:, :n].astype(int)
-    latent = np.clip(mean + ((symbols.reshape(-1, n).astype(int) * step.gain + 32) >> 6), -128, 127)
+    mean = params[mask][:, :n].astype(int) << step.mean_shift
+    latent = np.clip(mean + ((symbols.reshape(-1, n).astype(int) * step.gain + 32) >> 6), -512, 509)
+    whole = np.floor(latent / 4 + 0.5).astype(int)
     decoded, companded = decoded.copy(), companded.copy()
-    decoded[mask, step.first : step.last] = latent
-    companded[mask, step.first : step.last] = step.companding[latent + 128]
+    decoded[mask, step.first : step.last] = whole
+    decoded[mask, step.channels + step.first : step.channels + step.last] = latent - 4 * whole
+    companded[mask, step.first : step.last] = step.companding[whole + 128]
     return decoded, companded
 
 
@@ -429,8 +431,8 @@ def test_steps_equal_their_definition(shape, parity):
         params = rng.integers(-128, 128, step.params_shape).astype(np.int8)
         rounding = rng.uniform(0.1, 0.5, (step.tables, 2)).astype(np.float32)
         rounding[rng.random(step.tables) < 0.3] = -np.inf
-        before = rng.integers(-128, 128, (2, *shape)).astype(np.int8)
-        decoded, companded = before.copy()
+        before = [rng.integers(-128, 128, (height, width, n * channels)).astype(np.int8) for n in (2, 1)]
+        decoded, companded = (array.copy() for array in before)
 
         symbols, table_index = core.quantize(step, latent, params, rounding, decoded, companded)
         assert symbols.size == table_index.size == step.symbols == mask_of(step).sum() * step.coded_channels
@@ -442,7 +444,7 @@ def test_steps_equal_their_definition(shape, parity):
 
         any_symbols = rng.integers(-32768, 32768, symbols.size).astype(np.int16)
         for coded in (symbols, any_symbols):
-            decoded, companded = before.copy()
+            decoded, companded = (array.copy() for array in before)
             core.dequantize(step, params, coded, decoded, companded)
             expected = dequantize_twin(step, params, coded, *before)
             assert np.array_equal(decoded, expected[0]) and np.array_equal(companded, expected[1])
@@ -450,8 +452,8 @@ def test_steps_equal_their_definition(shape, parity):
 
 def test_rounding_and_clamping_of_symbols():
     gain = np.full(1, 64, np.int16)
-    step = core.Step(1, 8, 1, 0, 1, -1, gain, np.zeros(1, np.int16), companding_table(), 1)
-    latent = np.array([0.5, -0.5, 0.49, 1.5, 600, -600, np.nan, -np.inf], np.float32).reshape(1, 8, 1) / 128
+    step = core.Step(1, 8, 1, 0, 1, -1, gain, np.zeros(1, np.uint8), np.zeros(1, np.int16), companding_table(), 1)
+    latent = np.array([0.5, -0.5, 0.49, 1.5, 600, -600, np.nan, -np.inf], np.float32).reshape(1, 8, 1) / 512
     params, never = np.zeros((1, 8, 2), np.int8), -np.inf
     cases = [
         ((0.5, 0.5), [1, -1, 0, 2, 511, -511, 0, -511]),
@@ -460,10 +462,10 @@ def test_rounding_and_clamping_of_symbols():
         ((never, never), [0] * 8),
     ]
     for rounding, expected in cases:
-        decoded, companded = np.zeros((2, 1, 8, 1), np.int8)
+        decoded, companded = np.zeros((1, 8, 2), np.int8), np.zeros((1, 8, 1), np.int8)
         symbols, _ = core.quantize(step, latent, params, np.array([rounding], np.float32), decoded, companded)
         assert symbols.tolist() == expected
-        assert decoded.ravel().tolist() == np.clip(expected, -128, 127).tolist()
+        assert (decoded.astype(int) @ [4, 1]).ravel().tolist() == np.clip(expected, -512, 509).tolist()
 
 
 def test_companding_of_latents():
@@ -484,7 +486,7 @@ def test_steps_check_their_arguments():
     good = {
         "latent": np.zeros((4, 5, 6), np.float32), "params": np.zeros((4, 5, 6), np.int8),
         "rounding": np.full((SCALE_TABLES, 2), 0.5, np.float32),
-        "decoded": np.zeros((4, 5, 6), np.int8), "companded": np.zeros((4, 5, 6), np.int8),
+        "decoded": np.zeros((4, 5, 12), np.int8), "companded": np.zeros((4, 5, 6), np.int8),
     }  # fmt: skip
     core.quantize(step, **good)
     frozen = np.zeros((4, 5, 6), np.int8)
@@ -494,7 +496,8 @@ def test_steps_check_their_arguments():
         ("latent", np.zeros((4, 5, 12), np.float32)[..., ::2]), ("params", np.zeros((4, 5, 12), np.int8)),
         ("rounding", np.full((3, 2), 0.5, np.float32)), ("rounding", np.full((SCALE_TABLES, 2), 0.6, np.float32)),
         ("rounding", np.full((SCALE_TABLES, 2), math.nan, np.float32)), ("rounding", np.full((SCALE_TABLES, 2), 0.5)),
-        ("decoded", np.zeros((4, 5, 6), np.uint8)), ("companded", frozen), ("decoded", None),
+        ("decoded", np.zeros((4, 5, 6), np.int8)), ("decoded", np.zeros((4, 5, 12), np.uint8)),
+        ("companded", frozen), ("decoded", None),
     ]  # fmt: skip
     for name, value in bad:
         with pytest.raises(ValueError, match=name):
@@ -511,11 +514,15 @@ def test_steps_check_their_arguments():
         {"height": 0}, {"width": -1}, {"width": 1 << 28}, {"first": 4}, {"last": 7}, {"first": -1}, {"parity": 2},
         {"tables": 0}, {"tables": 129}, {"gain": np.full(3, 63, np.int16)}, {"gain": np.full(2, 64, np.int16)},
         {"gain": np.full(3, 64, np.int32)}, {"table_offset": np.zeros(4, np.int16)},
-        {"companding": np.zeros(255, np.int8)},
+        {"companding": np.zeros(255, np.int8)}, {"mean_shift": np.full(3, 3, np.uint8)},
     ],
 )  # fmt: skip
 def test_impossible_steps_are_refused(change):
-    arrays = {"gain": np.full(3, 64, np.int16), "table_offset": np.zeros(3, np.int16)}
+    arrays = {
+        "gain": np.full(3, 64, np.int16),
+        "mean_shift": np.zeros(3, np.uint8),
+        "table_offset": np.zeros(3, np.int16),
+    }
     good = {"height": 4, "width": 5, "channels": 6, "first": 1, "last": 4, "parity": -1, "tables": 80, **arrays}
     core.Step(companding=companding_table(), **good)
     with pytest.raises(ValueError):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..calibration.qat import ExactConv2d
 from ..export.models import camera
+from ..runtime.latents import FINE_EXP
 
 BLOCK = 16
 FINEST_STEP = 14.0
@@ -36,6 +37,11 @@ def principal_components(patches: np.ndarray, count: int) -> tuple[np.ndarray, n
     return vectors[:, ::-1][:, :count].T, variance[::-1][:count]
 
 
+def mean_shifts(peak: np.ndarray) -> np.ndarray:
+    """(C,) uint8: the finest unit in which int8 means reach nearly as far as latents with these peaks (C,)."""
+    return np.select([peak < 28, peak < 56], [0, 1], FINE_EXP).astype(np.uint8)
+
+
 def initialise(codec: camera.Camera, images: Tensor) -> None:
     """Set every weight of `codec` from `images` (N, 3, H, W) in full-scale units, H and W multiples of 64."""
     with torch.no_grad():
@@ -55,12 +61,14 @@ def _initialise_bypass(codec: camera.Camera, images: Tensor) -> np.ndarray:
     basis, variance = principal_components(blocks, camera.LATENT_CHANNELS)
     peak = np.quantile(np.abs(blocks @ basis.T), 0.9999, axis=0)
     step = np.maximum(FINEST_STEP, peak / 120)
+    codec.mean_shift.copy_(torch.from_numpy(mean_shifts(peak / step)))
     # Blocks are ordered (channel, row, column) of 16; the planes are (channel, 2x2 phase) at half resolution.
     vectors = torch.from_numpy(basis.copy()).float().reshape(-1, 3, BLOCK, BLOCK)
     planes = nn.functional.pixel_unshuffle(vectors, 2)
     steps = torch.from_numpy(step).float()
     codec.analysis.bypass.set_weight(planes / steps[:, None, None, None])
-    codec.synthesis.bypass.set_weight((planes * steps[:, None, None, None]).flatten(1).T[:, :, None, None].contiguous())
+    back = (planes * steps[:, None, None, None]).flatten(1).T[:, :, None, None]
+    codec.synthesis.bypass.set_weight(torch.cat([back, back / 2**FINE_EXP], 1))
     return np.sqrt(variance) / step
 
 

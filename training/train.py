@@ -134,7 +134,8 @@ class Optimizer:
 def average_into(average: Camera, codec: Camera, decay: float) -> None:
     with torch.no_grad():
         for kept, new in zip(average.state_dict().values(), codec.state_dict().values(), strict=True):
-            kept.lerp_(new, 1 - decay)
+            if kept.is_floating_point():
+                kept.lerp_(new, 1 - decay)
 
 
 class Trainer:

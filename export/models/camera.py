@@ -22,6 +22,7 @@ from ...calibration.qat import ExactConv2d, SaturatingAdd, round_straight_throug
 from ...runtime.latents import (
     BIT_WORTH,
     COMPANDING_KNEE,
+    FINE_EXP,
     GAIN_EXP,
     SCALE_STEPS_PER_OCTAVE,
     SMALLEST_SCALE,
@@ -124,7 +125,8 @@ class ContextStep(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Latent (N, 320, h, w), and companded with the quality plane (N, 321, h, w), to planes (N, 12, 8h, 8w)."""
+    """Latent (N, 640, h, w), whole and quarters, and the whole companded with the quality plane (N, 321, h, w), to
+    planes (N, 12, 8h, 8w)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +137,7 @@ class Synthesis(nn.Module):
         self.block4 = ResidualBlock(40)
         self.up2 = ExactConv2d(40, 4 * 16, 3)
         self.out = ExactConv2d(16, 12, 3)
-        self.bypass = ExactConv2d(LATENT_CHANNELS, 768, 1)
+        self.bypass = ExactConv2d(2 * LATENT_CHANNELS, 768, 1)
         self.add = SaturatingAdd()
 
     def forward(self, latent: Tensor, companded: Tensor) -> Tensor:
@@ -201,6 +203,8 @@ class Camera(nn.Module):
         self.finest_log_gain = nn.Parameter(torch.full((channels,), -3.0))
         self.log_gain_steps = nn.Parameter(torch.full((GAIN_ANCHORS - 1, channels), 0.0))
         self.hyper_log_scale = nn.Parameter(torch.full((HYPER_CHANNELS,), 2.0))
+        self.register_buffer("mean_shift", torch.full((LATENT_CHANNELS,), FINE_EXP, dtype=torch.uint8))
+        """The means' unit: 2**mean_shift quarters of a latent."""
         self.gain_table: Tensor | None = None
         """The gains of a bundle (100, 320 + 64), which then replace the learned ones."""
         self.exact = False
@@ -220,16 +224,18 @@ class Camera(nn.Module):
         return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
 
     def gains(self, quality: Tensor) -> Tensor:
-        """Quantisation steps in latent units, (N, 320 + 64, 1, 1); on the runtime's grid of 1/64 when exact."""
+        """Quantisation steps in latent units, (N, 320 + 64, 1, 1); on the runtime's grid of 1/256 when exact."""
         if self.gain_table is not None:
             return self.gain_table[torch.round(quality * (len(self.gain_table) - 1)).long()][:, :, None, None]
         gain = 2.0 ** self.log_gains(quality)
         if self.exact:
-            gain = round_straight_through(gain * 2**GAIN_EXP) * 2.0**-GAIN_EXP
+            unit = 2.0 ** -(GAIN_EXP + FINE_EXP)
+            gain = round_straight_through(gain / unit) * unit
         return gain[:, :, None, None]
 
-    def _code(self, value: Tensor, mean: Tensor, log2_scale: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantise `value` around `mean` (latent units): returns the decoded latent in full-scale units and the bits.
+    def _code(self, value: Tensor, mean: Tensor, log2_scale: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise `value` around `mean` (latent units): the decoded whole latent and its quarters, both as the numbers
+        that the networks see in full-scale units, and the bits.
 
         `log2_scale` is that of the latent; dividing by the gain makes it the symbol's.
         """
@@ -237,10 +243,16 @@ class Camera(nn.Module):
         scale = 2.0 ** (log2_scale - torch.log2(gain)).clamp_min(math.log2(SMALLEST_SCALE))
         symbol = residual + (optimised_rounding(residual, scale) - residual).detach()
         bits = laplacian_bits(residual + torch.rand_like(residual) - 0.5 if self.training else symbol, scale)
-        offset = symbol * gain
-        if self.exact:  # half rounds up, as the runtime's integer shift does
-            offset = offset + (torch.floor(offset + 0.5) - offset).detach()
-        return saturate((mean + offset) / 128, self.exact), bits
+        latent = mean + symbol * gain
+        if not self.exact:
+            return saturate(latent / 128, False), torch.zeros_like(latent), bits
+        # Halves round up, as the runtime's integer shifts do.
+        fine = 2**FINE_EXP
+        offset = torch.floor(symbol * gain * fine + 0.5)
+        rounded = torch.clamp(mean * fine + offset, -128 * fine, 127 * fine + 1).detach()
+        whole = torch.floor(rounded / fine + 0.5)
+        smooth = latent.clamp(-128, 127.25)  # the gradient's way
+        return (smooth + (whole - smooth).detach()) / 128, (rounded - whole * fine).detach() / 128, bits
 
     def quality_plane(self, quality: Tensor, like: Tensor) -> Tensor:
         """A plane (N, 1, h, w) holding the quality position, -127/128 at the coarsest to 127/128 at the finest."""
@@ -255,17 +267,18 @@ class Camera(nn.Module):
         return 128 * self.analysis(planes)
 
     def code(self, latent: Tensor, quality: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Latent to (decoded latent in full-scale units, bits of each coding step, the hyper-latent's first)."""
+        """Latent to (decoded latent (N, 640, h, w), bits of each coding step, the hyper-latent's first)."""
         gain, hyper_gain = self.gains(quality).split([LATENT_CHANNELS, HYPER_CHANNELS], 1)
         seen = compand(saturate(latent / 128, self.exact), self.exact)
         hyper = 128 * self.hyper_analysis(seen)
         zeros = torch.zeros_like(hyper)
-        hyper, hyper_bits = self._code(hyper, zeros, zeros + self.hyper_log_scale[:, None, None], hyper_gain)
+        hyper, _, hyper_bits = self._code(hyper, zeros, zeros + self.hyper_log_scale[:, None, None], hyper_gain)
         plane = self.quality_plane(quality, hyper)
         features, parameters = self.hyper_synthesis(torch.cat([compand(hyper, self.exact), plane], 1))
         height, width = latent.shape[2:]
         parity = (torch.arange(height)[:, None] + torch.arange(width)[None]) % 2
-        decoded, bits = torch.zeros_like(latent), [hyper_bits]
+        decoded, quarters, bits = torch.zeros_like(latent), torch.zeros_like(latent), [hyper_bits]
+        mean_unit = 128 * 2.0 ** (self.mean_shift.to(latent.dtype) - FINE_EXP)[:, None, None]
         for index, step in enumerate(CODING_STEPS):
             if index:
                 context = compand(decoded[:, : step.context], self.exact)
@@ -273,22 +286,24 @@ class Camera(nn.Module):
             mean, log_scale = parameters.chunk(2, 1)
             part = slice(step.first, step.last)
             log2_scale = log_scale * (128 / SCALE_STEPS_PER_OCTAVE) + LOG2_SCALE_BIAS
-            value, step_bits = self._code(latent[:, part], 128 * mean, log2_scale, gain[:, part])
+            mean = mean_unit[part] * mean
+            whole, rest, step_bits = self._code(latent[:, part], mean, log2_scale, gain[:, part])
             if step.parity is not None:
                 mask = (parity == step.parity).to(latent.dtype)
-                value, step_bits = value * mask, step_bits * mask
+                whole, rest, step_bits = whole * mask, rest * mask, step_bits * mask
             pad = [0, 0, 0, 0, step.first, LATENT_CHANNELS - step.last]
-            decoded = decoded + F.pad(value, pad)
+            decoded, quarters = decoded + F.pad(whole, pad), quarters + F.pad(rest, pad)
             bits.append(step_bits)
-        return decoded, bits
+        return torch.cat([decoded, quarters], 1), bits
 
     def reconstruct(self, decoded: Tensor, quality: Tensor) -> Tensor:
-        """Decoded latents (N, 320, h, w) in full-scale units to images (N, 3, 16h, 16w) in full-scale units."""
+        """Decoded latents (N, 640, h, w) in full-scale units to images (N, 3, 16h, 16w) in full-scale units."""
         if not self.networks:
             planes = F.pixel_shuffle(self.synthesis.bypass(decoded), 8)
         else:
             plane = self.quality_plane(quality, decoded)
-            planes = self.synthesis(decoded, torch.cat([compand(decoded, self.exact), plane], 1))
+            companded = compand(decoded[:, :LATENT_CHANNELS], self.exact)
+            planes = self.synthesis(decoded, torch.cat([companded, plane], 1))
         return F.pixel_shuffle(planes, 2)
 
     def forward(self, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,5 +327,5 @@ class Camera(nn.Module):
             "hyper_analysis": (self.hyper_analysis, {"latent": LATENT_CHANNELS}),
             "hyper_synthesis": (self.hyper_synthesis, {"hyper": HYPER_CHANNELS + 1}),
             **steps,
-            "synthesis": (self.synthesis, {"latent": LATENT_CHANNELS, "companded": LATENT_CHANNELS + 1}),
+            "synthesis": (self.synthesis, {"latent": 2 * LATENT_CHANNELS, "companded": LATENT_CHANNELS + 1}),
         }

@@ -7,12 +7,14 @@ namespace {
 
 constexpr int kGainExp = 6;
 constexpr int kMinGain = 1 << kGainExp;
+constexpr int kFineExp = 2;  // latents are coded in quarters of what the networks see
+constexpr int kLowest = -128 * (1 << kFineExp), kHighest = 127 * (1 << kFineExp) + 1;  // whose whole part is within int8
 constexpr uint64_t kMaxElements = uint64_t(1) << 30;
 constexpr float kMaxMagnitude = 511;  // one less than the entropy coder's range, for symmetry
 
 bool valid(const linnet_step *step)
 {
-    if (!step || !step->gain || !step->table_offset || !step->companding)
+    if (!step || !step->gain || !step->mean_shift || !step->table_offset || !step->companding)
         return false;
     if (!step->height || !step->width || step->first >= step->last || step->last > step->channels)
         return false;
@@ -22,7 +24,7 @@ bool valid(const linnet_step *step)
     if (positions > kMaxElements || positions * step->channels > kMaxElements)
         return false;
     for (uint32_t c = 0; c < step->last - step->first; c++)
-        if (step->gain[c] < kMinGain)
+        if (step->gain[c] < kMinGain || step->mean_shift[c] > kFineExp)
             return false;
     return true;
 }
@@ -50,11 +52,12 @@ inline void choose_tables(uint32_t n, const int8_t *__restrict scale, const int1
 }
 
 inline void quantize(uint32_t n, const float *__restrict latent, const int8_t *__restrict mean,
-                     const int16_t *__restrict gain, const uint8_t *__restrict table,
-                     const float *__restrict rounding, int16_t *__restrict symbol)
+                     const uint8_t *__restrict mean_shift, const int16_t *__restrict gain,
+                     const uint8_t *__restrict table, const float *__restrict rounding, int16_t *__restrict symbol)
 {
     for (uint32_t c = 0; c < n; c++) {
-        const float r = (128.0f * latent[c] - float(mean[c])) * float(kMinGain) / float(gain[c]);
+        const float target = float(128 << kFineExp) * latent[c];
+        const float r = (target - float(int32_t(mean[c]) * (1 << mean_shift[c]))) * float(kMinGain) / float(gain[c]);
         float magnitude = r < 0 ? -r : r;
         magnitude += rounding[2 * table[c] + (magnitude >= 1)];
         magnitude = magnitude > 0 ? magnitude : 0;  // NaN
@@ -63,12 +66,16 @@ inline void quantize(uint32_t n, const float *__restrict latent, const int8_t *_
     }
 }
 
-inline void dequantize(uint32_t n, const int8_t *__restrict mean, const int16_t *__restrict gain,
-                       const int16_t *__restrict symbol, int8_t *__restrict decoded)
+inline void dequantize(uint32_t n, const int8_t *__restrict mean, const uint8_t *__restrict mean_shift,
+                       const int16_t *__restrict gain, const int16_t *__restrict symbol, int8_t *__restrict whole,
+                       int8_t *__restrict quarters)
 {
     for (uint32_t c = 0; c < n; c++) {
-        const int32_t v = mean[c] + ((int32_t(symbol[c]) * gain[c] + (1 << (kGainExp - 1))) >> kGainExp);
-        decoded[c] = int8_t(std::clamp(v, -128, 127));
+        const int32_t offset = (int32_t(symbol[c]) * gain[c] + (1 << (kGainExp - 1))) >> kGainExp;
+        const int32_t v = std::clamp(int32_t(mean[c]) * (1 << mean_shift[c]) + offset, kLowest, kHighest);
+        const int32_t w = (v + (1 << (kFineExp - 1))) >> kFineExp;
+        whole[c] = int8_t(w);
+        quarters[c] = int8_t(v - w * (1 << kFineExp));
     }
 }
 
@@ -93,12 +100,13 @@ int linnet_step_quantize(const linnet_step *step, const float *latent, const int
     *count = n * each_position(*step, [&](size_t position, size_t k) {
         const int8_t *mean = params + position * 2 * n;
         const size_t at = position * step->channels + step->first;
+        int8_t *whole = decoded + at + position * step->channels;
         int16_t *symbol = symbols + k * n;
         uint8_t *index = table_index + k * n;
         choose_tables(n, mean + n, step->table_offset, step->tables, index);
-        quantize(n, latent + at, mean, step->gain, index, rounding, symbol);
-        dequantize(n, mean, step->gain, symbol, decoded + at);
-        compand(n, step->companding, decoded + at, companded + at);
+        quantize(n, latent + at, mean, step->mean_shift, step->gain, index, rounding, symbol);
+        dequantize(n, mean, step->mean_shift, step->gain, symbol, whole, whole + step->channels);
+        compand(n, step->companding, whole, companded + at);
     });
     return LINNET_OK;
 }
@@ -122,8 +130,10 @@ int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const 
     const uint32_t n = step->last - step->first;
     each_position(*step, [&](size_t position, size_t k) {
         const size_t at = position * step->channels + step->first;
-        dequantize(n, params + position * 2 * n, step->gain, symbols + k * n, decoded + at);
-        compand(n, step->companding, decoded + at, companded + at);
+        int8_t *whole = decoded + at + position * step->channels;
+        dequantize(n, params + position * 2 * n, step->mean_shift, step->gain, symbols + k * n, whole,
+                   whole + step->channels);
+        compand(n, step->companding, whole, companded + at);
     });
     return LINNET_OK;
 }

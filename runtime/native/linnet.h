@@ -113,27 +113,30 @@ LINNET_API int linnet_rans_decode_finish(linnet_rans_decoder *decoder);
 
 /* ---- Latent arithmetic of one tile ----
  *
- * A step codes the channels [first, last) of (height, width, channels) int8 latents, at the positions with
+ * A step codes the channels [first, last) of (height, width, channels) latents, at the positions with
  * (row + column) % 2 == parity, or at all of them if parity is -1. With n = last - first, `params` is
  * (height, width, 2n): n means m, then n log-scales l.
  *
  *     table index = clamp(l + table_offset, 0, tables - 1)
- *     latent    v = clamp(m + ((s * gain + 32) >> 6), -128, 127)
+ *     latent    v = clamp((m << mean_shift) + ((s * gain + 32) >> 6), -512, 509), in quarters
+ *     whole     w = (v + 2) >> 2, which the networks see       quarters = v - 4 * w, which only the synthesis sees too
  *
+ * `decoded` is (height, width, 2 * channels): at each position the wholes of all channels, then the quarters.
  * Symbols and table indices of a step are ordered by row, column, channel: positions x n of them. */
 typedef struct linnet_step {
     uint32_t height, width, channels; /* height * width * channels <= 2^30 */
     uint32_t first, last;             /* first < last <= channels */
     int32_t parity;                   /* -1, 0 or 1 */
-    const int16_t *gain;              /* n steps in 1/64 latent, each at least 64 */
+    const int16_t *gain;              /* n steps in 1/64 of a quarter, each at least 64 */
+    const uint8_t *mean_shift;        /* n: 2 where means are whole latents, 0 where they are quarters */
     const int16_t *table_offset;      /* n */
-    const int8_t *companding;         /* 256: what the networks see for the latent v stands at v + 128 */
+    const int8_t *companding;         /* 256: what the networks see for the whole w stands at w + 128 */
     uint32_t tables;                  /* 1..LINNET_MAX_TABLES */
 } linnet_step;
 
 /* `latent` (height, width, channels) is in full-scale units, 1.0 being 128 latent units.
  *
- *     r = (128 * latent - m) * 64 / gain
+ *     r = (512 * latent - (m << mean_shift)) * 64 / gain
  *     symbol = sign(r) * max(0, floor(|r| + rounding[2 * table index + (|r| >= 1)])), within [-511, 511]; 0 for NaN
  *
  * `rounding` has two entries per table, each at most 0.5. 0.5 rounds to nearest, less prefers the smaller symbol, and

@@ -205,9 +205,12 @@ void try_step()
     const size_t n = step.last - step.first, positions = size_t(step.height) * step.width;
     const size_t size = positions * step.channels;
     Buffer<int16_t> gain(n), offset(n);
-    Buffer<int8_t> companding(256), params(positions * 2 * n), decoded(size), companded(size);
+    Buffer<uint8_t> mean_shift(n);
+    Buffer<int8_t> companding(256), params(positions * 2 * n), decoded(2 * size), companded(size);
     Buffer<float> rounding(2 * step.tables);
     Buffer<float> latent(size);  // random bits: NaN, infinities and denormals among them
+    for (size_t c = 0; c < n; c++)
+        mean_shift[c] = uint8_t(between(0, 2));
     for (size_t c = 0; c < n; c++)
         gain[c] = int16_t(between(0, 3) ? between(64, 800) : between(64, 32767));
     for (size_t i = 0; i < step.tables; i++)
@@ -219,6 +222,7 @@ void try_step()
         if (between(0, 3))
             latent[i] = float(between(-1000, 1000)) / 500;
     step.gain = gain.get();
+    step.mean_shift = mean_shift.get();
     step.table_offset = offset.get();
     step.companding = companding.get();
 
@@ -228,8 +232,8 @@ void try_step()
             coded += step.parity < 0 || int32_t((row + column) % 2) == step.parity ? n : 0;
     Buffer<int16_t> symbols(coded);
     Buffer<uint8_t> index(coded), index2(coded);
-    Buffer<int8_t> decoded2(size), companded2(size);
-    std::memcpy(decoded2.get(), decoded.get(), size);
+    Buffer<int8_t> decoded2(2 * size), companded2(size);
+    std::memcpy(decoded2.get(), decoded.get(), 2 * size);
     std::memcpy(companded2.get(), companded.get(), size);
     size_t count = 0;
     const auto quantize = [&] {
@@ -240,7 +244,7 @@ void try_step()
     CHECK(linnet_step_tables(&step, params.get(), index2.get(), &count) == LINNET_OK && count == coded);
     CHECK(!coded || !std::memcmp(index.get(), index2.get(), coded));
     CHECK(!linnet_step_dequantize(&step, params.get(), symbols.get(), decoded2.get(), companded2.get()));
-    CHECK(!std::memcmp(decoded.get(), decoded2.get(), size) && !std::memcmp(companded.get(), companded2.get(), size));
+    CHECK(!std::memcmp(decoded.get(), decoded2.get(), 2 * size) && !std::memcmp(companded.get(), companded2.get(), size));
     for (size_t i = 0; i < coded; i++) {
         CHECK(index[i] < step.tables && std::abs(symbols[i]) <= 511 && !(symbols[i] && rounding[2 * index[i]] < 0));
         symbols[i] = int16_t(random32());
@@ -257,13 +261,14 @@ void try_step()
         CHECK(quantize() == LINNET_ERROR_ARGUMENT);
     }
     rounding[0] = good;
-    switch (between(0, 6)) {
+    switch (between(0, 7)) {
     case 0: step.height = step.width = step.channels = 0xffffffff; break;
     case 1: step.first = step.last; break;
     case 2: step.channels = step.last - 1; break;
     case 3: step.parity = 2; break;
     case 4: step.tables = uint32_t(between(0, 1)) * (LINNET_MAX_TABLES + 1); break;
     case 5: gain[n - 1] = 63; break;
+    case 6: mean_shift[n - 1] = 3; break;
     default: step.width = 0;
     }
     CHECK(quantize() == LINNET_ERROR_ARGUMENT);
