@@ -48,7 +48,7 @@ class TileCoder:
         self._quality_value = quality_value(quality)
 
     def encode(self, latents: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Latents (N, h, w, C) float32 in full-scale units, h and w multiples of 4: payloads, decoded (N, h, w, 2 C)."""
+        """Latents (N, h, w, C) float32 in full-scale units, sides multiples of 4: payloads, decoded (N, h, w, 2 C)."""
         tables = self._bundle.entropy_tables
         symbols: list[list[np.ndarray]] = [[] for _ in latents]
         indices: list[list[np.ndarray]] = [[] for _ in latents]
