@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..calibration.certificate import certificate
-from ..calibration.entropy_tables import laplacian_tables
+from ..calibration.entropy_tables import fitted_tables, laplacian_tables
 from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
@@ -27,16 +27,19 @@ PLANE_STEP = 2
 """Pixels per position of the planes that enter the analysis."""
 
 
-def load_camera(weights: Path) -> Camera:
-    """The camera codec with the averaged weights of a training checkpoint, in exact evaluation mode."""
+def load_camera(weights: Path) -> tuple[Camera, np.ndarray | None]:
+    """The camera codec with the averaged weights of a training checkpoint, in exact evaluation mode, and the symbols
+    that the training counted (SCALE_TABLES, M), if it did."""
     try:
-        state = torch.load(weights, weights_only=True)["average"]
+        checkpoint = torch.load(weights, weights_only=True)
+        state = checkpoint["average"]
     except (OSError, KeyError, RuntimeError) as error:
         raise InputError(f"{weights} is not a training checkpoint of linnet ({error})") from error
     codec = Camera()
     codec.load_state_dict(state)
     codec.set_exact(True)
-    return codec.eval()
+    counts = checkpoint.get("symbol_counts")
+    return codec.eval(), None if counts is None else counts.numpy()
 
 
 def load_bundle_into_camera(bundle: Bundle) -> Camera:
@@ -87,10 +90,10 @@ def complexity(networks: dict[str, Network]) -> dict[str, float]:
 
 def export_camera(weights: Path, out: Path) -> str:
     """Write the bundle of a camera checkpoint to `out`; returns its identity. Raises UsageError if a rule is broken."""
-    codec = load_camera(weights)
+    codec, counts = load_camera(weights)
     networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
     gains, offsets = quality_tables(codec)
-    frequencies, radii = laplacian_tables()
+    frequencies, radii = laplacian_tables() if counts is None else fitted_tables(counts)
     manifest = {
         "name": "camera",
         "architecture": "camera",

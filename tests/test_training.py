@@ -35,6 +35,7 @@ def test_smoke_training_resumes_and_exports(
     folder: Path, tmp_path: Path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 3)
+    monkeypatch.setattr(training, "COUNTED_CROPS", 4)
     training.train(folder, tmp_path, minutes=0.15, seed=0)
     first = torch.load(tmp_path / "last.pt", weights_only=True)
     training.train(folder, tmp_path, minutes=0.25, seed=0)
@@ -44,6 +45,9 @@ def test_smoke_training_resumes_and_exports(
     with (tmp_path / "curve.csv").open() as file:
         rows = [[float(value) for value in row] for row in csv.reader(file)]
     assert np.isfinite(rows).all()
+
+    counts = second["symbol_counts"]
+    assert counts.sum() > 1e6 and counts[:, 0].sum() > counts.sum() / 2
 
     bundle = tmp_path / "smoke.lntb"
     identity = export_camera(tmp_path / "last.pt", bundle)

@@ -207,6 +207,8 @@ class Camera(nn.Module):
         """The means' unit: 2**mean_shift quarters of a latent."""
         self.gain_table: Tensor | None = None
         """The gains of a bundle (100, 320 + 64), which then replace the learned ones."""
+        self.symbol_counts: Tensor | None = None
+        """(SCALE_TABLES, M) int64, where symbols are to be counted: how often |symbol| was 0, 1, ... per table."""
         self.exact = False
         self.networks = True
         """Off: only the linear bypass runs, so that the entropy model can be warmed up at a fifth of the cost."""
@@ -233,15 +235,19 @@ class Camera(nn.Module):
             gain = round_straight_through(gain / unit) * unit
         return gain[:, :, None, None]
 
-    def _code(self, value: Tensor, mean: Tensor, log2_scale: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _code(
+        self, value: Tensor, mean: Tensor, log2_scale: Tensor, gain: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise `value` around `mean` (latent units): the decoded whole latent and its quarters, both as the numbers
         that the networks see in full-scale units, and the bits.
 
-        `log2_scale` is that of the latent; dividing by the gain makes it the symbol's.
+        `log2_scale` is that of the latent; dividing by the gain makes it the symbol's. Only positions in `mask` count.
         """
         residual = (value - mean) / gain
         scale = 2.0 ** (log2_scale - torch.log2(gain)).clamp_min(math.log2(SMALLEST_SCALE))
         symbol = residual + (optimised_rounding(residual, scale) - residual).detach()
+        if self.symbol_counts is not None:
+            self._count(symbol, scale, mask)
         bits = laplacian_bits(residual + torch.rand_like(residual) - 0.5 if self.training else symbol, scale)
         latent = mean + symbol * gain
         if not self.exact:
@@ -253,6 +259,15 @@ class Camera(nn.Module):
         whole = torch.floor(rounded / fine + 0.5)
         smooth = latent.clamp(-128, 127.25)  # the gradient's way
         return (smooth + (whole - smooth).detach()) / 128, (rounded - whole * fine).detach() / 128, bits
+
+    def _count(self, symbol: Tensor, scale: Tensor, mask: Tensor | None) -> None:
+        assert self.symbol_counts is not None
+        tables, largest = self.symbol_counts.shape
+        table = torch.round(SCALE_STEPS_PER_OCTAVE * torch.log2(scale / SMALLEST_SCALE)).clamp(0, tables - 1).long()
+        index = table * largest + symbol.detach().abs().clamp(max=largest - 1).long()
+        if mask is not None:
+            index = index[mask.expand_as(index) > 0]
+        self.symbol_counts += torch.bincount(index.flatten(), minlength=tables * largest).view(tables, largest)
 
     def quality_plane(self, quality: Tensor, like: Tensor) -> Tensor:
         """A plane (N, 1, h, w) holding the quality position, -127/128 at the coarsest to 127/128 at the finest."""
@@ -287,9 +302,9 @@ class Camera(nn.Module):
             part = slice(step.first, step.last)
             log2_scale = log_scale * (128 / SCALE_STEPS_PER_OCTAVE) + LOG2_SCALE_BIAS
             mean = mean_unit[part] * mean
-            whole, rest, step_bits = self._code(latent[:, part], mean, log2_scale, gain[:, part])
-            if step.parity is not None:
-                mask = (parity == step.parity).to(latent.dtype)
+            mask = None if step.parity is None else (parity == step.parity).to(latent.dtype)
+            whole, rest, step_bits = self._code(latent[:, part], mean, log2_scale, gain[:, part], mask)
+            if mask is not None:
                 whole, rest, step_bits = whole * mask, rest * mask, step_bits * mask
             pad = [0, 0, 0, 0, step.first, LATENT_CHANNELS - step.last]
             decoded, quarters = decoded + F.pad(whole, pad), quarters + F.pad(rest, pad)
