@@ -113,7 +113,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_codec_options(encode)
 
     decode = _command(commands, "decode", _decode, ".lnt to a PNG, JPEG, TIFF or WebP picture")
-    decode.add_argument("input", metavar="IN.lnt", help="the file; - reads stdin")
+    decode.add_argument("input", metavar="IN.lnt", help="the file or its URL; - reads stdin")
     decode.add_argument("output", metavar="OUT", help="the picture to write, format by suffix; - writes PNG to stdout")
     decode.add_argument(
         "--region", type=_region, metavar="X,Y,W,H",
@@ -128,7 +128,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_codec_options(decode)
 
     info = _command(commands, "info", _info, "what a .lnt file says about itself; decodes nothing")
-    info.add_argument("input", metavar="IN.lnt", help="the file; - reads stdin")
+    info.add_argument("input", metavar="IN.lnt", help="the file or its URL; - reads stdin")
     info.add_argument("--json", action="store_true", help="print JSON")
 
     verify = _command(commands, "verify", _verify, "check every checksum of a .lnt file")
@@ -329,7 +329,7 @@ def _decode(options: argparse.Namespace) -> int:
         from .runtime.sealing import read_key
 
         key = read_key(options.key)
-    with files.reading(options.input) as source:
+    with files.source(options.input) as source:
         with _about(options.input):
             reader = Reader(source)
             metadata = reader.metadata(options.frame)
@@ -348,9 +348,9 @@ def _info(options: argparse.Namespace) -> int:
     from . import files
     from .runtime import inspection
 
-    with files.reading(options.input) as source, _about(options.input):
+    with files.source(options.input) as source, _about(options.input):
         found = inspection.read_info(source)
-        size = source.seek(0, os.SEEK_END)
+        size = source.size
     bits_per_pixel = 8 * size / (found.width * found.height * found.frames)
     blocks = {
         name: len(block) for name in ("exif", "xmp", "icc") if (block := getattr(found.metadata, name)) is not None

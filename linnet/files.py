@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from .runtime.errors import InputError, MachineError, UsageError
+from .runtime.sources import ByteSource, as_source
 
 PIPE = "-"
 
@@ -25,6 +26,22 @@ def shown(path: str, *, output: bool = False) -> str:
     if path == PIPE:
         return "standard output" if output else "standard input"
     return path
+
+
+@contextmanager
+def source(path: str) -> Iterator[ByteSource]:
+    """The bytes of a `.lnt` file or URL, read as they are asked for; stdin and other pipes are drained into memory."""
+    if "://" in path:
+        from .remote import open_remote
+
+        remote = open_remote(path)
+        try:
+            yield remote
+        finally:
+            remote.close()
+        return
+    with reading(path) as file:
+        yield as_source(file)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import numpy as np
 from .bitstream import MAX_LEVELS
 from .errors import UsageError
 
-COARSER_BY = {2: 40, 3: 30}
-"""Steps of quality that a stored level gives up, by level; `COARSER_ELSE` from level 4 on. Chosen so that all levels
-together stay below a tenth of the file (`docs/bitstream.md` has the measurement)."""
-COARSER_ELSE = 20
+COARSER_BY = {2: 25, 3: 20}
+"""Steps of quality that a stored level gives up, by level; `COARSER_ELSE` from level 4 on. All levels together then add
+0.8 % (quality 15) to 8.5 % (quality 95) to a file; measured on photographs of 0.4, 1.6 and 9 megapixels."""
+COARSER_ELSE = 10
 
 
 def level_qualities(quality: int, levels: int) -> tuple[int, ...]:

@@ -40,8 +40,8 @@ def test_halving_by_hand() -> None:
 
 def test_level_qualities() -> None:
     assert level_qualities(60, 0) == (60,) == level_qualities(60, 1)
-    assert level_qualities(60, 4) == (60, 0, 20, 30, 40)
-    assert level_qualities(35, 4) == (35, 0, 0, 5, 15)
+    assert level_qualities(60, 4) == (60, 0, 35, 40, 50)
+    assert level_qualities(22, 4) == (22, 0, 0, 2, 12)
     assert level_qualities(10, 5) == (10,)
     with pytest.raises(UsageError, match="levels is 17"):
         level_qualities(60, 17)

@@ -13,11 +13,17 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
+import numpy as np
 import pytest
 
+import linnet
 from linnet import remote
+from linnet.cli import main
 from linnet.remote import FRONT, MERGE_GAP, READ_AHEAD, open_remote
+from linnet.runtime.codec import Codec
 from linnet.runtime.errors import InputError, MachineError
+from linnet.runtime.reader import Reader
+from linnet.runtime.tiles import Rect
 
 CONTENT = random.Random(1).randbytes(2_000_000)
 WHOLE = b"x" * (1 << 26)
@@ -350,3 +356,25 @@ def test_a_missing_library_is_named(library: str) -> None:
             raise AssertionError
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_window_over_http_fetches_little_more_than_its_tiles(
+    server: Server, codec: Codec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(4)
+    image = np.kron(rng.integers(0, 256, (100, 120, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    data = server.content = codec.encode(image, quality=90, tile=256)
+    window = (800, 700, 96, 64)
+    with linnet.open(server.url) as file:
+        assert file.size == (1920, 1600)
+        pixels = file.read_region(*window)
+        grid = file.reader.record().grid
+    x, y, width, height = window
+    np.testing.assert_array_equal(pixels, codec.decode(data)[y : y + height, x : x + width])
+    halo = 16 * codec.synthesis_halo
+    needed = grid.touching(Rect(x, y, width, height).aligned(16).grown(halo, grid.padded))
+    tiles = sum(length for _, length in Reader(data).index().entries[needed[0] : needed[-1] + 1])
+    assert sum(length for _, length in server.asked) <= FRONT + 2 * tiles < len(data)
+
+    assert main(["info", server.url]) == 0
+    assert "1920x1600" in capsys.readouterr().out
