@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 
@@ -50,7 +51,7 @@ def open_remote(url: str) -> ByteSource:
     return _HttpSource(url) if re.match(r"https?://", url, re.IGNORECASE) else _StoreSource(url)
 
 
-class _RemoteSource:
+class _RemoteSource(ABC):
     """What all stores share: the front and the last small windows in memory, neighbouring ranges in one request."""
 
     remote = True
@@ -90,8 +91,8 @@ class _RemoteSource:
                 return data[offset - start : offset - start + length]
         return None
 
-    def _fetch(self, ranges: Sequence[Range]) -> list[bytes]:
-        raise NotImplementedError
+    @abstractmethod
+    def _fetch(self, ranges: Sequence[Range]) -> list[bytes]: ...
 
 
 class _HttpSource(_RemoteSource):
