@@ -60,7 +60,11 @@ def _geometry(node: Conv) -> dict[str, list[int]]:
 
 
 def qdq_form(network: Network) -> bytes:
-    """The network as Q/DQ ONNX. Boundary tensors are int8 NHWC (raw outputs float32)."""
+    """The network as Q/DQ ONNX. Boundary tensors are int8 NHWC (raw outputs float32).
+
+    What only moves integers stands between a DequantizeLinear and a QuantizeLinear of the same scale: TensorRT's
+    parser lists no int8 for those operators, and takes such a group as the movement of int8 that it is.
+    """
     graph = _Graph(network)
     scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
     zero = graph.constant("zero", np.int8(0))
@@ -72,9 +76,13 @@ def qdq_form(network: Network) -> bytes:
             floats[name] = graph.add("DequantizeLinear", [name, scale, zero], f"{name}/float")
         return floats[name]
 
-    for name in network.inputs:
-        graph.add("Transpose", [name], f"{name}/nchw", perm=_TO_NCHW)
+    def moved(op: str, sources: list[str], output: str, **attributes: object) -> None:
+        result = graph.add(op, [dequantised(source) for source in sources], f"{output}/moved", **attributes)
+        graph.add("QuantizeLinear", [result, scale, zero], output)
+
     alias = {name: f"{name}/nchw" for name in network.inputs}
+    for name, inside in alias.items():
+        moved("Transpose", [name], inside, perm=_TO_NCHW)
     for node in network.nodes:
         out = f"{node.output}/nchw"
         alias[node.output] = out
@@ -99,14 +107,14 @@ def qdq_form(network: Network) -> bytes:
                 graph.add("Add", [dequantised(s) for s in sources], f"{out}/wide")
                 graph.add("QuantizeLinear", [f"{out}/wide", scale, zero], out)
         elif isinstance(node, Concat):
-            graph.add("Concat", [dequantised(alias[s]) for s in node.sources], f"{out}/moved", axis=1)
-            graph.add("QuantizeLinear", [f"{out}/moved", scale, zero], out)
+            moved("Concat", [alias[s] for s in node.sources], out, axis=1)
         elif isinstance(node, DepthToSpace):
-            source = dequantised(alias[node.source])
-            graph.add("DepthToSpace", [source], f"{out}/moved", blocksize=node.block, mode="CRD")
-            graph.add("QuantizeLinear", [f"{out}/moved", scale, zero], out)
+            moved("DepthToSpace", [alias[node.source]], out, blocksize=node.block, mode="CRD")
     for name in network.outputs:
-        graph.add("Transpose", [alias[name]], name, perm=_TO_NHWC)
+        if name in graph.raw:
+            graph.add("Transpose", [alias[name]], name, perm=_TO_NHWC)
+        else:
+            moved("Transpose", [alias[name]], name, perm=_TO_NHWC)
     return graph.model(TensorProto.INT8)
 
 

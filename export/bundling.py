@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..calibration import tensorrt_rules
 from ..calibration.certificate import certificate
 from ..calibration.entropy_tables import fitted_tables, laplacian_tables
 from ..calibration.known_answers import known_answers
@@ -123,7 +124,9 @@ def export_camera(weights: Path, out: Path) -> str:
         "known_answers.npz": pack_arrays(known_answers(networks)),
         "certificate.json": json.dumps(certificate(networks), indent=1).encode(),
     }
+    qdq_forms = {name: qdq_form(network) for name, network in networks.items()}
+    tensorrt_rules.check(qdq_forms)
     for name, network in networks.items():
         members[f"onnx/{name}.onnxruntime.onnx"] = onnxruntime_form(network)
-        members[f"onnx/{name}.qdq.onnx"] = qdq_form(network)
+        members[f"onnx/{name}.qdq.onnx"] = qdq_forms[name]
     return write_bundle(out, manifest, members)
