@@ -4,4 +4,4 @@ QUALITY = 60
 LOWEST_QUALITY, HIGHEST_QUALITY = 1, 100
 TILE = 512
 BACKEND = "auto"
-BACKENDS = ("auto", "onnxruntime", "tensorrt", "reference")
+BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime", "reference")

@@ -23,3 +23,11 @@ class MachineError(LinnetError):
     """This machine lacks something: a library, a codec bundle, arithmetic that keeps the contract."""
 
     exit_status = 3
+
+
+class Absent(MachineError):
+    """Something is simply not here: worth a line in `linnet doctor`, not a warning where another part does the work."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(f"{detail}: {remedy}")
+        self.detail, self.remedy = detail, remedy

@@ -99,6 +99,31 @@ class Network:
                 scale[node.output] = scale[node.sources[0]]
         return counts
 
+    def output_shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Shapes (N, H, W, C) of the outputs for inputs of the shapes `inputs`."""
+        shapes = dict(inputs)
+        for node in self.nodes:
+            if isinstance(node, Conv):
+                n, h, w, _ = shapes[node.source]
+                grown = 2 * node.padding - node.weight.shape[2]
+                shapes[node.output] = (
+                    n, (h + grown) // node.stride + 1, (w + grown) // node.stride + 1, len(node.weight)
+                )  # fmt: skip
+            elif isinstance(node, DepthToSpace):
+                n, h, w, c = shapes[node.source]
+                shapes[node.output] = (n, h * node.block, w * node.block, c // node.block**2)
+            elif isinstance(node, Concat):
+                shapes[node.output] = (*shapes[node.sources[0]][:3], sum(shapes[s][3] for s in node.sources))
+            else:
+                shapes[node.output] = shapes[node.sources[0]]
+        return [shapes[name] for name in self.outputs]
+
+    @property
+    def raw_outputs(self) -> tuple[bool, ...]:
+        """Whether each output is float32 and not int8."""
+        raw = {node.output for node in self.nodes if isinstance(node, Conv | Add) and node.raw}
+        return tuple(name in raw for name in self.outputs)
+
     def receptive_radius(self, output: str | None = None) -> float:
         """How far, in positions of the input planes, an output position sees to either side (the larger side)."""
         low = dict.fromkeys(self.inputs, 0.0)

@@ -6,23 +6,37 @@ A backend has a `name` and `run(network, inputs) -> outputs` over NHWC tensors: 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..errors import MachineError, UsageError
+from ..errors import Absent, MachineError, UsageError
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
 
-NAMES = ("auto", "onnxruntime", "tensorrt", "reference")
+NAMES = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime", "reference")
+AUTOMATIC = ("tensorrt", "onnxruntime-cuda", "onnxruntime", "reference")
+"""What "auto" tries, fastest first. Not onnxruntime-tensorrt: it builds engines for minutes during the first calls."""
+PROBE = "context_1"
+"""The network that is tried before a backend of ONNX Runtime is taken: the smallest."""
 
 
 class Backend(Protocol):
     name: str
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]: ...
+
+
+class Answers(Protocol):
+    """Known answers by network; a `Bundle` has them."""
+
+    name: str
+
+    def known_answer(self, network: str) -> tuple[dict[str, np.ndarray], list[np.ndarray]]: ...
 
 
 class _Tested:
@@ -40,7 +54,7 @@ class _Tested:
         return self._backend.run(network, inputs)
 
 
-def check_known_answer(backend: Backend, bundle: Bundle, network: str) -> None:
+def check_known_answer(backend: Backend, bundle: Answers, network: str) -> None:
     """Raise MachineError unless `backend` reproduces the known answer of `network` bit for bit."""
     inputs, expected = bundle.known_answer(network)
     for number, (got, want) in enumerate(zip(backend.run(network, inputs), expected, strict=True)):
@@ -53,48 +67,107 @@ def check_known_answer(backend: Backend, bundle: Bundle, network: str) -> None:
             )
 
 
+class _WithFallback:
+    """`first`, and for calls that it cannot compute the next best backend: the bits are the same, the time is not."""
+
+    def __init__(self, first: Backend, fallback: Callable[[], Backend]) -> None:
+        self._first, self._open = first, cache(fallback)
+        self._warned: set[tuple[str, type]] = set()
+        self.name = first.name
+
+    def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return self._first.run(network, inputs)
+        except MachineError as error:
+            second = self._open()
+            if (network, type(error)) not in self._warned:
+                self._warned.add((network, type(error)))
+                warnings.warn(f"{error}; using {second.name} instead", RuntimeWarning, stacklevel=2)
+        return second.run(network, inputs)
+
+
 def select(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
-    """The backend called `name`, under self-test. "auto" takes the fastest one whose bits are right."""
+    """The backend called `name`, under self-test. "auto" takes the fastest one whose bits are right.
+
+    What is absent is passed over in silence (`describe` tells), what is there and does not work with a warning.
+    """
     if name not in NAMES:
         raise UsageError(f"backend {name!r} is not known: use one of {', '.join(NAMES)}")
-    if name == "tensorrt":
-        raise MachineError("the TensorRT backend is not part of this version: use --backend onnxruntime")
-    if name in ("auto", "onnxruntime"):
+    if name != "auto":
+        return _open(name, bundle, threads)
+    for candidate in AUTOMATIC[:-1]:
         try:
-            return _onnxruntime(bundle, threads)
+            return _open(candidate, bundle, threads)
         except MachineError as error:
-            if name == "onnxruntime":
-                raise
-            warnings.warn(f"{error}; falling back to the slow reference", RuntimeWarning, stacklevel=2)
-    from .reference import ReferenceBackend
+            reason = error
+        if not isinstance(reason, Absent):
+            warnings.warn(f"{reason}; trying the next backend", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"{reason}; falling back to the slow reference", RuntimeWarning, stacklevel=2)
+    return _open("reference", bundle, threads)
 
-    return ReferenceBackend(bundle.networks)
+
+def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:
+    """Raises Absent or MachineError where `name` is not here or is wrong."""
+    if name == "reference":
+        from .reference import ReferenceBackend
+
+        return ReferenceBackend(bundle.networks)
+    if name == "tensorrt":
+        from .tensorrt import TensorRTBackend
+
+        return _WithFallback(TensorRTBackend(bundle), lambda: _next_after_tensorrt(bundle, threads))
+    return _onnxruntime(name, bundle, threads)
 
 
-def _onnxruntime(bundle: Bundle, threads: int | None) -> Backend:
-    """Plain kernels if they are exact here, else ONNX Runtime's precise mode; the probe is the smallest network."""
-    from .onnxruntime import OnnxRuntimeBackend
+def _next_after_tensorrt(bundle: Bundle, threads: int | None) -> Backend:
+    for name in AUTOMATIC[1:]:
+        with suppress(MachineError):
+            return _open(name, bundle, threads)
+    raise MachineError("no backend works here: run `linnet doctor`")
 
-    graphs = bundle.graphs("onnxruntime")
-    backend = OnnxRuntimeBackend(graphs, threads)
+
+def _onnxruntime(name: str, bundle: Bundle, threads: int | None) -> Backend:
+    """On the CPU plain kernels if they are exact here, else the precise mode; the probe is the smallest network."""
+    from .onnxruntime import PROVIDERS, OnnxRuntimeBackend
+
+    graphs = bundle.graphs("qdq" if name in PROVIDERS else "onnxruntime")
+    backend = OnnxRuntimeBackend(graphs, threads, name=name)
     try:
-        check_known_answer(backend, bundle, "context_1")
+        check_known_answer(backend, bundle, PROBE)
     except MachineError:
+        if name in PROVIDERS:
+            raise
         backend = OnnxRuntimeBackend(graphs, threads, careful=True)
-        check_known_answer(backend, bundle, "context_1")
+        check_known_answer(backend, bundle, PROBE)
     return _Tested(backend, bundle)
 
 
-def describe() -> list[dict[str, object]]:
-    """What this machine could use: name, available, detail, remedy. Imports nothing heavy."""
-    from importlib.metadata import PackageNotFoundError, version
+def describe(bundle: Bundle | None = None) -> list[dict[str, object]]:
+    """What this machine could use for `bundle` (None: the shipped one): name, available, detail, remedy.
 
+    Nothing is built and no network is run.
+    """
+    return [_describe(name, bundle) for name in NAMES[1:]]
+
+
+def _describe(name: str, bundle: Bundle | None) -> dict[str, object]:
+    detail, remedy = f"numpy {np.__version__}: exact and slow", ""
     try:
-        runtime = {"available": True, "detail": f"onnxruntime {version('onnxruntime')}", "remedy": ""}
-    except PackageNotFoundError:
-        runtime = {"available": False, "detail": "onnxruntime is not installed", "remedy": "pip install onnxruntime"}
-    return [
-        {"name": "tensorrt", "available": False, "detail": "not part of this version", "remedy": "use onnxruntime"},
-        {"name": "onnxruntime", **runtime},
-        {"name": "reference", "available": True, "detail": f"numpy {np.__version__}: exact and slow", "remedy": ""},
-    ]
+        if name == "tensorrt":
+            from ..bundle import Bundle
+            from .tensorrt import TensorRTBackend
+
+            backend = TensorRTBackend(bundle or Bundle.open())
+            detail = backend.detail
+            backend.close()
+        elif name != "reference":
+            from .onnxruntime import find
+
+            detail = find(name)
+            if name not in AUTOMATIC:
+                detail += ": builds engines at the first calls, so only when asked for"
+    except Absent as error:
+        return {"name": name, "available": False, "detail": error.detail, "remedy": error.remedy}
+    except MachineError as error:
+        return {"name": name, "available": False, "detail": str(error), "remedy": ""}
+    return {"name": name, "available": True, "detail": detail, "remedy": remedy}

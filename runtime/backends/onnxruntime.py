@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the bundle's uint8 graphs, which use VNNI and AMX where the processor has them."""
+"""ONNX Runtime: the bundle's uint8 graphs on the CPU, or its Q/DQ graphs on a GPU through an execution provider."""
 
 from __future__ import annotations
 
@@ -8,29 +8,68 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MachineError
+from ..errors import Absent, MachineError
+from .engines import default_folder
 
 ZERO_POINT = np.uint8(128)
-"""The graphs shift int8 to uint8 with zero point 128: flipping the top bit converts either way."""
+"""The CPU's graphs shift int8 to uint8 with zero point 128: flipping the top bit converts either way."""
+PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    # TF32 and the convolution algorithms that transform their inputs (Winograd, FFT) are kept out of the sums.
+    "onnxruntime-cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"}),
+    # Precision comes from the Q/DQ nodes; the flag only allows int8 kernels. Its engines are kept between sessions.
+    "onnxruntime-tensorrt": (
+        "TensorrtExecutionProvider",
+        {"trt_int8_enable": "1", "trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+    ),
+}
+"""Backend name -> execution provider of onnxruntime-gpu, and its options."""
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Absent(f"onnxruntime cannot be imported ({error})", "pip install onnxruntime") from error
+    return onnxruntime
+
+
+def find(name: str) -> str:
+    """What would run the backend `name`; raises Absent where this machine lacks it."""
+    runtime = _import()
+    if name in PROVIDERS and PROVIDERS[name][0] not in runtime.get_available_providers():
+        raise Absent(
+            f"onnxruntime {runtime.__version__} has no {PROVIDERS[name][0]}",
+            "pip install onnxruntime-gpu, or use --backend onnxruntime",
+        )
+    return f"onnxruntime {runtime.__version__}"
 
 
 class OnnxRuntimeBackend:
-    """Sessions over the `onnxruntime` graphs of a bundle, created when first used; calls may come from several threads.
+    """Sessions over graphs of a bundle, created when first used; calls may come from several threads.
 
-    `graphs` maps network names to serialized models. `threads` None leaves the choice to ONNX Runtime. `careful` asks
-    for exact sums on x86 without VNNI, whose uint8 kernels saturate 16-bit partial sums otherwise.
+    `graphs` maps network names to serialized models: of the form "onnxruntime", or "qdq" where `name` is one of
+    PROVIDERS. `threads` None leaves the choice to ONNX Runtime. `careful` asks for exact sums on x86 without VNNI,
+    whose uint8 kernels saturate 16-bit partial sums otherwise.
     """
 
-    name = "onnxruntime"
-
-    def __init__(self, graphs: Mapping[str, bytes], threads: int | None = None, *, careful: bool = False) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MachineError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from error
-        self._runtime = onnxruntime
+    def __init__(
+        self,
+        graphs: Mapping[str, bytes],
+        threads: int | None = None,
+        *,
+        name: str = "onnxruntime",
+        careful: bool = False,
+    ) -> None:
+        find(name)
+        self.name = name
+        self._runtime = _import()
         self._graphs = graphs
-        options = onnxruntime.SessionOptions()
+        self._provider: tuple[str, dict[str, str]] | None = PROVIDERS.get(name)
+        if self._provider is not None and "trt_engine_cache_enable" in self._provider[1]:
+            folder = default_folder() / "onnxruntime"
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._provider = self._provider[0], {**self._provider[1], "trt_engine_cache_path": str(folder)}
+        options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
         # Frames differ in size: planning memory for one shape and keeping an arena only holds memory.
@@ -45,19 +84,35 @@ class OnnxRuntimeBackend:
     def _session(self, network: str) -> Any:
         with self._creating:
             if network not in self._sessions:
-                self._sessions[network] = self._runtime.InferenceSession(
-                    self._graphs[network], self._options, providers=["CPUExecutionProvider"]
-                )
+                self._sessions[network] = self._create(network)
             return self._sessions[network]
 
-    def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        feed = {name: np.bitwise_xor(value.view(np.uint8), ZERO_POINT) for name, value in inputs.items()}
+    def _create(self, network: str) -> Any:
+        providers = [self._provider] if self._provider else ["CPUExecutionProvider"]
         try:
-            outputs = self._session(network).run(None, feed)
+            session = self._runtime.InferenceSession(self._graphs[network], self._options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base class
+            raise MachineError(self._cannot("load", network, error)) from error
+        if self._provider and self._provider[0] not in session.get_providers():
+            # ONNX Runtime goes on without a provider whose libraries do not load.
             raise MachineError(
-                f"onnxruntime {self._runtime.__version__} cannot run network {network}: {error}"
-            ) from error
+                f"{self._provider[0]} of onnxruntime {self._runtime.__version__} does not start here: its CUDA, cuDNN "
+                "or TensorRT libraries are missing or do not fit; use --backend onnxruntime"
+            )
+        return session
+
+    def _cannot(self, what: str, network: str, error: Exception) -> str:
+        reason = " ".join(str(error).split())
+        return f"{self.name} {self._runtime.__version__} cannot {what} network {network}: {reason}"
+
+    def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        session = self._session(network)
+        shifted = self._provider is None
+        feed = {k: np.bitwise_xor(v.view(np.uint8), ZERO_POINT) for k, v in inputs.items()} if shifted else dict(inputs)
+        try:
+            outputs = session.run(None, feed)
+        except Exception as error:
+            raise MachineError(self._cannot("run", network, error)) from error
         return [
             np.bitwise_xor(value, ZERO_POINT, out=value).view(np.int8) if value.dtype == np.uint8 else value
             for value in outputs

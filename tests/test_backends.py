@@ -1,0 +1,105 @@
+"""Choosing a backend: execution providers of ONNX Runtime, what "auto" takes, and what is said about the others."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from linnet import defaults
+from linnet.runtime import backends
+from linnet.runtime.backends import onnxruntime as provided
+from linnet.runtime.backends.reference import ReferenceBackend
+from linnet.runtime.bundle import Bundle
+from linnet.runtime.errors import Absent, MachineError, UsageError
+
+runtime = pytest.importorskip("onnxruntime")
+CPU = ("CPUExecutionProvider", {})
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.open()
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA provider's place is taken by the CPU's: the graphs and the self-test are those of a GPU."""
+    monkeypatch.setitem(provided.PROVIDERS, "onnxruntime-cuda", CPU)
+
+
+def test_the_command_line_offers_what_exists() -> None:
+    assert defaults.BACKENDS == backends.NAMES
+    with pytest.raises(UsageError, match="abacus"):
+        backends.select("abacus", Bundle.open())
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_absent_providers_name_the_package(bundle: Bundle, name: str) -> None:
+    if provided.PROVIDERS[name][0] in runtime.get_available_providers():
+        pytest.skip("this machine has it")
+    with pytest.raises(Absent, match="ExecutionProvider: pip install onnxruntime-gpu"):
+        backends.select(name, bundle)
+
+
+def test_a_provider_runs_the_qdq_graphs_exactly(bundle: Bundle, fake_cuda: None) -> None:
+    backend = backends.select("onnxruntime-cuda", bundle)
+    assert backend.name == "onnxruntime-cuda"
+    for network in ("analysis", "context_2", "synthesis"):
+        inputs, expected = bundle.known_answer(network)
+        for got, want in zip(backend.run(network, inputs), expected, strict=True):
+            assert got.dtype == want.dtype
+            np.testing.assert_array_equal(got, want)
+
+
+def test_auto_prefers_a_gpu(bundle: Bundle, fake_cuda: None) -> None:
+    assert backends.select("auto", bundle).name == "onnxruntime-cuda"
+
+
+def test_a_provider_whose_libraries_do_not_load_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = runtime.InferenceSession
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "InferenceSession", lambda graph, options, providers: session(graph, options, [CPU]))
+    with pytest.raises(MachineError, match=r"CUDAExecutionProvider .* does not start here"):
+        backends.select("onnxruntime-cuda", bundle)
+    with pytest.warns(RuntimeWarning, match=r"does not start here.*trying the next backend"):
+        assert backends.select("auto", bundle).name == "onnxruntime"
+
+
+def test_a_provider_with_wrong_bits_is_refused(
+    bundle: Bundle, fake_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = bundle.graphs("qdq")
+    wrong = {**graphs, "context_1": graphs["context_2"].replace(b"context_2", b"context_1")}
+    monkeypatch.setattr(bundle, "graphs", lambda form: wrong if form == "qdq" else Bundle.graphs(bundle, form))
+    with pytest.raises(MachineError, match=r"backend onnxruntime-cuda computes network context_1 .* wrongly"):
+        backends.select("onnxruntime-cuda", bundle)
+    with pytest.warns(RuntimeWarning, match=r"wrongly.*trying the next backend"):
+        backend = backends.select("auto", bundle)
+    assert backend.name == "onnxruntime"
+    inputs, expected = bundle.known_answer("context_1")
+    np.testing.assert_array_equal(backend.run("context_1", inputs)[0], expected[0])
+
+
+def test_without_onnxruntime_the_reference_remains(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.warns(RuntimeWarning, match=r"onnxruntime cannot be imported .*falling back to the slow reference"):
+        assert isinstance(backends.select("auto", bundle), ReferenceBackend)
+    with pytest.raises(Absent, match="pip install onnxruntime"):
+        backends.select("onnxruntime", bundle)
+
+
+def test_auto_is_silent_about_what_is_absent(bundle: Bundle) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backends.select("auto", bundle)
+
+
+def test_describe_has_a_line_for_each(bundle: Bundle) -> None:
+    found = backends.describe(bundle)
+    assert [line["name"] for line in found] == list(backends.NAMES[1:])
+    for line in found:
+        assert line["detail"]
+        assert line["available"] or line["remedy"], line
