@@ -146,6 +146,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     doctor = _command(commands, "doctor", _doctor, "what this machine has, which backend runs, what to install")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
+    _add_build(commands)
     _add_bench(commands, arguments)
 
     export = _command(commands, "export", _export, "trained weights to a codec bundle")
@@ -202,6 +203,29 @@ def _add_codec_options(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best"
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="processor cores to use, else all")
+
+
+def _add_build(commands: Any) -> None:
+    build = _command(commands, "build", _build, "TensorRT engines of a bundle on this device, each proved bit by bit")
+    build.add_argument("bundle", metavar="BUNDLE", nargs="?", help="the codec, else the one in the package")
+    build.add_argument(
+        "--device", required=True, choices=defaults.DEVICES, help="sets memory limit and batch; this: any NVIDIA GPU"
+    )
+    width, height = defaults.FRAME
+    build.add_argument(
+        "--size", type=_size, action="append", metavar="WxH",
+        help=f"frames to prepare for, in pixels; may be repeated; else {width}x{height}",
+    )  # fmt: skip
+    build.add_argument(
+        "--tile", type=_positive, default=defaults.TILE, metavar="N", help=f"as with `encode`, else {defaults.TILE}"
+    )
+    build.add_argument("--levels", type=_count, default=0, metavar="N", help="as with `encode`; else none")
+    build.add_argument("--encoder-only", action="store_true", help="leave out what only decoding needs")
+    build.add_argument("--workspace", type=_positive, metavar="MIB", help="memory for one layer, else the device's")
+    build.add_argument("--max-tactics", type=_positive, metavar="N", help="time at most N kernels per layer")
+    build.add_argument("--weakly-typed", action="store_true", help="the older way to int8, TensorRT 10.3 to 10.16")
+    build.add_argument("--force", action="store_true", help="build what is up to date, too")
+    build.add_argument("--dry-run", action="store_true", help="print the plan and the trtexec commands; build nothing")
 
 
 def _add_bench(commands: Any, arguments: list[str]) -> None:
@@ -454,6 +478,13 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.main(as_json=options.json)
 
 
+def _build(options: argparse.Namespace) -> int:
+    from . import building
+
+    options.size = options.size or [defaults.FRAME]
+    return building.main(options)
+
+
 def _export(options: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -502,10 +533,10 @@ def _positive(text: str) -> int:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.partition("x")
-    if not cross or not width.isdigit() or not height.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, like 1920x1080")
-    return int(width), int(height)
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WxH in whole pixels, like 3840x2160")
+    return int(sides[0]), int(sides[1])
 
 
 def _region(text: str) -> tuple[int, int, int, int]:

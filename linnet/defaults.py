@@ -5,3 +5,6 @@ LOWEST_QUALITY, HIGHEST_QUALITY = 1, 100
 TILE = 512
 BACKEND = "auto"
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime", "reference")
+FRAME = (3840, 2160)
+"""The frames that `linnet build` prepares for."""
+DEVICES = ("orin-nano", "orin-nx", "agx-orin", "thor", "this")

@@ -11,14 +11,17 @@ import ctypes
 import hashlib
 import inspect
 import json
+import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorrt_api
 
+from linnet.runtime.backends import cuda_graph
 from linnet.runtime.backends.reference import run_network
 from linnet.runtime.network import Network
 
@@ -542,3 +545,12 @@ class Driver:
         self._machine.need_context()
         self._machine.graphs[executable.value] = None
         return 0
+
+
+def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `machine` be the one that linnet finds."""
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt(machine))
+    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda_driver(machine))
+    driver = Driver(machine)
+    monkeypatch.setattr(cuda_graph, "driver", lambda: driver)

@@ -19,21 +19,16 @@ runtime = pytest.importorskip("onnxruntime")
 CPU = ("CPUExecutionProvider", {})
 
 
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return Bundle.open()
-
-
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA provider's place is taken by the CPU's: the graphs and the self-test are those of a GPU."""
     monkeypatch.setitem(provided.PROVIDERS, "onnxruntime-cuda", CPU)
 
 
-def test_the_command_line_offers_what_exists() -> None:
+def test_the_command_line_offers_what_exists(bundle: Bundle) -> None:
     assert defaults.BACKENDS == backends.NAMES
     with pytest.raises(UsageError, match="abacus"):
-        backends.select("abacus", Bundle.open())
+        backends.select("abacus", bundle)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])

@@ -9,17 +9,14 @@ import gc
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import fake_gpu
 import numpy as np
 import pytest
 
 from linnet.runtime import backends
-from linnet.runtime.backends import cuda_graph, engines
+from linnet.runtime.backends import engines
 from linnet.runtime.backends.engine_builder import EngineBuilder, build
 from linnet.runtime.backends.engines import BuildOptions, EngineCache, Target
 from linnet.runtime.backends.reference import ReferenceBackend
@@ -31,32 +28,6 @@ PLACE = 4, 6
 TARGET = Target("context_1", (("features", (2, *PLACE, 96)), ("coded", (2, *PLACE, 32))))
 RAW = Target("analysis", (("planes", (1, 16, 24, 12)),))
 OPTIONS = BuildOptions()
-
-
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return Bundle.open()
-
-
-@pytest.fixture
-def machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fake_gpu.Machine]:
-    """A machine with TensorRT 10.13 and no engines. At the end nothing may be left on its GPU."""
-    machine = fake_gpu.Machine(networks={graph: bundle.networks[name] for name, graph in bundle.graphs("qdq").items()})
-    monkeypatch.setenv(engines.FOLDER, str(tmp_path / "engines"))
-    install(machine, monkeypatch)
-    yield machine
-    gc.collect()
-    assert machine.allocations == {}
-    assert machine.depth() == 0
-    assert not any(machine.graphs.values())
-
-
-def install(machine: fake_gpu.Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_gpu.tensorrt(machine))
-    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", fake_gpu.pycuda_driver(machine))
-    driver = fake_gpu.Driver(machine)
-    monkeypatch.setattr(cuda_graph, "driver", lambda: driver)
 
 
 def builder(bundle: Bundle) -> EngineBuilder:
@@ -110,7 +81,7 @@ def test_another_machine_makes_it_stale(
 ) -> None:
     make(bundle)
     setattr(machine, name, value)
-    install(machine, monkeypatch)
+    fake_gpu.install(machine, monkeypatch)
     assert stale(bundle) == [reason]
     with pytest.raises(MachineError, match=f"no stored engine fits .*{reason}.*linnet build"):
         TensorRTBackend(bundle)
@@ -227,7 +198,7 @@ def test_auto_goes_on_where_every_engine_is_stale(
 ) -> None:
     make(bundle)
     machine.version = "10.16.0"
-    install(machine, monkeypatch)
+    fake_gpu.install(machine, monkeypatch)
     with pytest.warns(RuntimeWarning, match=r"tensorrt was 10.13.3, is 10.16.0.*trying the next"):
         assert backends.select("auto", bundle).name == "onnxruntime"
 
@@ -252,7 +223,7 @@ def test_describe_says_what_is_there_and_what_is_missing(
     assert found()["available"]
     assert found()["detail"] == "TensorRT 10.13.3 on Fake Orin, 1 engines"
     machine.version = "8.6.1"
-    install(machine, monkeypatch)
+    fake_gpu.install(machine, monkeypatch)
     assert found()["detail"] == "TensorRT 8.6.1 is older than 10.3"
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert "tensorrt cannot be imported" in str(found()["detail"])
@@ -402,7 +373,7 @@ def test_options_that_a_version_lacks_are_noted(
     bundle: Bundle, machine: fake_gpu.Machine, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     machine.version = version
-    install(machine, monkeypatch)
+    fake_gpu.install(machine, monkeypatch)
     record = make(bundle, options=BuildOptions(max_tactics=8, workspace_mib=3))
     assert record.skipped == (["max_num_tactics"] if version == "10.3.0" else [])
     (config,) = machine.configs
@@ -421,13 +392,13 @@ def test_weak_types_before_tensorrt_11(
     bundle: Bundle, machine: fake_gpu.Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.version = "10.3.0"
-    install(machine, monkeypatch)
+    fake_gpu.install(machine, monkeypatch)
     weak = BuildOptions(strongly_typed=False)
     make(bundle, options=weak)
     assert machine.flags == [0]
     assert machine.configs[0]._flags == ["INT8"]
     machine.version = "11.0.0"
-    install(machine, monkeypatch)
+    fake_gpu.install(machine, monkeypatch)
     with pytest.raises(MachineError, match=r"TensorRT 11.0.0 has strongly typed networks only: .*--weakly-typed"):
         make(bundle, options=weak)
 
