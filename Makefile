@@ -1,4 +1,5 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv by itself and needs python3 (3.10 or newer, with venv)
+# Two commands: `make demo` and `make test`; `make test-tensorrt-api` compares the TensorRT backend with NVIDIA's own
+# bindings, which it downloads. Each sets up .venv by itself and needs python3 (3.10 or newer, with venv)
 # and a C++ compiler.
 #
 #   make demo IMAGE=my.jpg     your photograph instead of the one that scikit-image brings
@@ -14,7 +15,7 @@ IMAGE  ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard runtime/native/*)
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-tensorrt-api lint clean
 
 demo: $(VENV)/made
 	rm -rf build
@@ -25,6 +26,9 @@ demo: $(VENV)/made
 test: $(VENV)/ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/pytest
+
+test-tensorrt-api: $(VENV)/ready-to-test
+	$(BIN)/pytest -m tensorrt_api tests/test_tensorrt_api.py
 
 lint: $(VENV)/ready-to-test
 	$(BIN)/ruff check .

@@ -172,9 +172,9 @@ def main(options: argparse.Namespace) -> int:
 
 def _builder(bundle: Bundle, cache: EngineCache, device: Device) -> Any:
     from .runtime.backends.engine_builder import EngineBuilder
-    from .runtime.backends.tensorrt import Gpu
+    from .runtime.backends.tensorrt import this_gpu
 
-    gpu = Gpu()
+    gpu = this_gpu()
     if device.compute_capabilities and gpu.compute_capability not in device.compute_capabilities:
         raise UsageError(
             f"this GPU is {gpu.name} and not that of {device.what}: engines are built where they run; "

@@ -10,7 +10,7 @@ import fake_gpu
 import numpy as np
 import pytest
 
-from linnet.runtime.backends import engines
+from linnet.runtime.backends import engines, tensorrt
 from linnet.runtime.backends.reference import ReferenceBackend
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
@@ -56,6 +56,7 @@ def machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     fake_gpu.install(machine, monkeypatch)
     yield machine
     gc.collect()
+    tensorrt.this_gpu.cache_clear()
     assert machine.allocations == {}
     assert machine.depth() == 0
     assert not any(machine.graphs.values())

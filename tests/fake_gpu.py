@@ -22,6 +22,7 @@ import pytest
 import tensorrt_api
 
 from linnet.runtime.backends import cuda_graph
+from linnet.runtime.backends import tensorrt as real
 from linnet.runtime.backends.reference import run_network
 from linnet.runtime.network import Network
 
@@ -554,3 +555,4 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda_driver(machine))
     driver = Driver(machine)
     monkeypatch.setattr(cuda_graph, "driver", lambda: driver)
+    real.this_gpu.cache_clear()

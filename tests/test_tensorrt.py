@@ -20,7 +20,7 @@ from linnet.runtime.backends import engines
 from linnet.runtime.backends.engine_builder import EngineBuilder, build
 from linnet.runtime.backends.engines import BuildOptions, EngineCache, Target
 from linnet.runtime.backends.reference import ReferenceBackend
-from linnet.runtime.backends.tensorrt import Gpu, TensorRTBackend
+from linnet.runtime.backends.tensorrt import TensorRTBackend, this_gpu
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.errors import Absent, MachineError
 
@@ -31,7 +31,7 @@ OPTIONS = BuildOptions()
 
 
 def builder(bundle: Bundle) -> EngineBuilder:
-    return EngineBuilder(bundle, EngineCache(bundle), Gpu(), ReferenceBackend(bundle.networks))
+    return EngineBuilder(bundle, EngineCache(bundle), this_gpu(), ReferenceBackend(bundle.networks))
 
 
 def make(bundle: Bundle, target: Target = TARGET, options: BuildOptions = OPTIONS) -> engines.Record:
@@ -146,7 +146,7 @@ def test_an_engine_is_only_compared_with_a_backend_that_is_right(bundle: Bundle,
             return [output + np.int8(1) for output in super().run(network, inputs)]
 
     with pytest.raises(MachineError, match=r"backend reference computes network context_1 .* wrongly"):
-        EngineBuilder(bundle, EngineCache(bundle), Gpu(), Wrong(bundle.networks)).make(TARGET, OPTIONS)
+        EngineBuilder(bundle, EngineCache(bundle), this_gpu(), Wrong(bundle.networks)).make(TARGET, OPTIONS)
     assert EngineCache(bundle).records() == []
 
 
@@ -226,6 +226,7 @@ def test_describe_says_what_is_there_and_what_is_missing(
     fake_gpu.install(machine, monkeypatch)
     assert found()["detail"] == "TensorRT 8.6.1 is older than 10.3"
     monkeypatch.setitem(sys.modules, "tensorrt", None)
+    this_gpu.cache_clear()
     assert "tensorrt cannot be imported" in str(found()["detail"])
 
 
@@ -413,7 +414,7 @@ def test_progress_and_interruption(bundle: Bundle, machine: fake_gpu.Machine) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(Gpu(), bundle.graphs("qdq")["context_1"], TARGET, OPTIONS, b"", interrupt)
+        build(this_gpu(), bundle.graphs("qdq")["context_1"], TARGET, OPTIONS, b"", interrupt)
     assert machine.counts["Builder.build_serialized_network"] == 1  # the second one stopped at its first step
 
 

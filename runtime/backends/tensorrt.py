@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,12 @@ class Gpu:
             "compute_capability": ".".join(map(str, self.compute_capability)),
             "shapes": str(target),
         }
+
+
+@cache
+def this_gpu() -> Gpu:
+    """The one of this process. It keeps the primary context, which other libraries use too, until the process ends."""
+    return Gpu()
 
 
 class Log:
@@ -378,9 +385,9 @@ class TensorRTBackend:
 
     name = "tensorrt"
 
-    def __init__(self, bundle: Bundle, cache: EngineCache | None = None, gpu: Gpu | None = None) -> None:
-        self._bundle, self._cache = bundle, cache or EngineCache(bundle)
-        self._gpu = gpu or Gpu()
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle, self._cache = bundle, EngineCache(bundle)
+        self._gpu = this_gpu()
         self._graphs = bundle.graphs("qdq")
         self._records, self._reasons = self._usable()
         self._loaded: dict[Target, Engine | MachineError] = {}
