@@ -71,8 +71,8 @@ def build(
     if serialized is None and monitor.interrupted:
         raise KeyboardInterrupt
     plan = bytes(log.require(serialized, f"build {target}"))
-    used = config.get_timing_cache()
-    return Built(plan, bytes(used.serialize()) if used is not None else b"", skipped)
+    measured = None if cache is None else config.get_timing_cache().serialize()
+    return Built(plan, b"" if measured is None else bytes(measured), skipped)
 
 
 def _network_flags(gpu: Gpu, options: BuildOptions) -> int:

@@ -19,7 +19,7 @@ PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     # Precision comes from the Q/DQ nodes; the flag only allows int8 kernels. Its engines are kept between sessions.
     "onnxruntime-tensorrt": (
         "TensorrtExecutionProvider",
-        {"trt_int8_enable": "1", "trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+        {"trt_int8_enable": "True", "trt_engine_cache_enable": "True", "trt_timing_cache_enable": "True"},
     ),
 }
 """Backend name -> execution provider of onnxruntime-gpu, and its options."""

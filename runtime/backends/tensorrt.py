@@ -189,7 +189,6 @@ class _Bound:
     """An engine in a lane: its execution context, and the graph that replays it."""
 
     context: Any
-    generation: int
     graph: cuda_graph.Graph | None = None
     runs: int = 0
 
@@ -208,7 +207,6 @@ class Lane:
         self._scratch: Any = None
         self._address = 0
         self._sizes = (0, 0)
-        self._generation = 0
         self._bound: dict[Target, _Bound] = {}
         self.without_graph = ""
 
@@ -222,7 +220,7 @@ class Lane:
             # TensorRT finishes its own preparations in the first run; from the second on it only enqueues.
             try:
                 bound.graph = cuda_graph.Graph(self._stream.handle, lambda: self._enqueue(engine, bound.context))
-            except MachineError as error:
+            except (MachineError, self._gpu.cuda.Error) as error:
                 self.without_graph = str(error)
         if bound.graph is not None:
             bound.graph.launch(self._stream.handle)
@@ -247,9 +245,8 @@ class Lane:
     def _bind(self, engine: Engine) -> _Bound:
         """The engine's context with this lane's addresses."""
         self._reserve(engine.tensor_bytes, engine.scratch_bytes)
-        bound = self._bound.get(engine.target)
-        if bound is not None and bound.generation == self._generation:
-            return bound
+        if engine.target in self._bound:
+            return self._bound[engine.target]
         what = f"prepare {engine.target}"
         strategy = self._gpu.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._log.require(engine.engine.create_execution_context(strategy), what)
@@ -262,7 +259,7 @@ class Lane:
         for tensor in engine.outputs:
             shape = tuple(context.get_tensor_shape(tensor.name))
             self._log.require(shape == tensor.shape, f"{what}: {tensor.name} would be {shape}, not {tensor.shape}")
-        self._bound[engine.target] = bound = _Bound(context, self._generation)
+        self._bound[engine.target] = bound = _Bound(context)
         return bound
 
     def _reserve(self, tensor_bytes: int, scratch_bytes: int) -> None:
@@ -272,7 +269,6 @@ class Lane:
         cuda = self._gpu.cuda
         self._release_memory()
         self._sizes = max(tensor_bytes, self._sizes[0]), max(scratch_bytes, self._sizes[1])
-        self._generation += 1
         try:
             flags = cuda.host_alloc_flags.DEVICEMAP if self._gpu.shared_memory else 0
             self._host = cuda.pagelocked_empty(self._sizes[0], np.uint8, mem_flags=flags)
