@@ -160,6 +160,16 @@ def test_an_engine_that_changed_its_bits_is_refused(bundle: Bundle, machine: fak
     assert machine.counts["Runtime.deserialize_cuda_engine"] == 2  # once to build, once to refuse
 
 
+def test_each_build_is_judged_by_its_own_engine(bundle: Bundle, machine: fake_gpu.Machine) -> None:
+    building = builder(bundle)
+    assert building.make(TARGET, OPTIONS).rejected == ""
+    machine.wrong_bits = lambda network: True
+    assert building.make(TARGET, OPTIONS).rejected
+    machine.wrong_bits = lambda network: False
+    assert building.make(TARGET, OPTIONS).rejected == ""
+    assert not [engine for lane in building._runner._lanes for engine in lane._bound]
+
+
 # Falling back
 
 

@@ -205,5 +205,7 @@ class EngineBuilder:
             check_known_answer(_One(self._runner, engine), answers, target.network)
         except MachineError as error:
             rejected = str(error)
+        finally:
+            self._runner.forget(engine)
         record = Record(target, facts, options, "", digest(answers.outputs), rejected, built.skipped, build_s)
         return self._cache.store(record, None if rejected else built.plan)

@@ -207,7 +207,7 @@ class Lane:
         self._scratch: Any = None
         self._address = 0
         self._sizes = (0, 0)
-        self._bound: dict[Target, _Bound] = {}
+        self._bound: dict[Engine, _Bound] = {}
         self.without_graph = ""
 
     def start(self, engine: Engine, batch: Mapping[str, np.ndarray]) -> None:
@@ -245,8 +245,8 @@ class Lane:
     def _bind(self, engine: Engine) -> _Bound:
         """The engine's context with this lane's addresses."""
         self._reserve(engine.tensor_bytes, engine.scratch_bytes)
-        if engine.target in self._bound:
-            return self._bound[engine.target]
+        if engine in self._bound:
+            return self._bound[engine]
         what = f"prepare {engine.target}"
         strategy = self._gpu.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._log.require(engine.engine.create_execution_context(strategy), what)
@@ -259,7 +259,7 @@ class Lane:
         for tensor in engine.outputs:
             shape = tuple(context.get_tensor_shape(tensor.name))
             self._log.require(shape == tensor.shape, f"{what}: {tensor.name} would be {shape}, not {tensor.shape}")
-        self._bound[engine.target] = bound = _Bound(context)
+        self._bound[engine] = bound = _Bound(context)
         return bound
 
     def _reserve(self, tensor_bytes: int, scratch_bytes: int) -> None:
@@ -287,14 +287,17 @@ class Lane:
             ) from error
 
     def _release_memory(self) -> None:
-        for bound in self._bound.values():
-            if bound.graph is not None:
-                bound.graph.destroy()
-        self._bound.clear()
+        for engine in list(self._bound):
+            self.forget(engine)
         for memory in (self._device, self._scratch, None if self._host is None else self._host.base):
             if memory is not None:
                 memory.free()
         self._device = self._scratch = self._host = None
+
+    def forget(self, engine: Engine) -> None:
+        bound = self._bound.pop(engine, None)
+        if bound is not None and bound.graph is not None:
+            bound.graph.destroy()
 
     def release(self) -> None:
         """Give everything back; the context must be current."""
@@ -314,7 +317,7 @@ class Runner:
                 self._runtime = self.log.require(gpu.trt.Runtime(self.log.logger), "start")
             except TypeError as error:  # how the bindings say that a constructor gave nothing
                 raise self.log.error("start") from error
-            lanes = [Lane(gpu, self.log) for _ in range(LANES)]
+            lanes = self._lanes = [Lane(gpu, self.log) for _ in range(LANES)]
         self._free: queue.LifoQueue[Lane] = queue.LifoQueue()  # a second lane takes memory only when it is needed
         for lane in lanes:
             self._free.put(lane)
@@ -324,6 +327,12 @@ class Runner:
     def load(self, plan: bytes, network: Network, target: Target) -> Engine:
         with self.gpu.current():
             return Engine(self.gpu, self.log, self._runtime, plan, network, target)
+
+    def forget(self, engine: Engine) -> None:
+        """Let go of an engine that no other thread runs."""
+        with self.gpu.current():
+            for lane in self._lanes:
+                lane.forget(engine)
 
     def run(self, engine: Engine, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """All of `inputs`, batch by batch, two of them under way at a time."""
