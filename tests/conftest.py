@@ -55,8 +55,8 @@ def machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv(engines.FOLDER, str(tmp_path / "engines"))
     fake_gpu.install(machine, monkeypatch)
     yield machine
-    gc.collect()
     tensorrt.this_gpu.cache_clear()
+    gc.collect()
     assert machine.allocations == {}
     assert machine.depth() == 0
     assert not any(machine.graphs.values())

@@ -392,6 +392,9 @@ def pycuda_driver(machine: Machine) -> ModuleType:
     class Error(Exception): ...
 
     class Context:
+        def detach(self) -> None:
+            machine.count("detach")
+
         def push(self) -> None:
             machine.current.depth = machine.depth() + 1
 

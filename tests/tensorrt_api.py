@@ -73,6 +73,7 @@ Runtime.deserialize_cuda_engine(serialized_engine) -> ICudaEngine
 """
 
 PYCUDA = """
+Context.detach()
 Context.pop()
 Context.push()
 Device(ordinal)

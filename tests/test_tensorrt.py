@@ -330,6 +330,10 @@ def test_close_gives_everything_back(bundle: Bundle, machine: fake_gpu.Machine) 
     assert machine.allocations
     backend.close()
     assert machine.allocations == {}
+    del backend
+    this_gpu.cache_clear()
+    gc.collect()
+    assert machine.counts["detach"] == 1
 
 
 def test_a_failing_run_leaves_the_lanes_usable(bundle: Bundle, machine: fake_gpu.Machine) -> None:

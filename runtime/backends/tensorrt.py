@@ -63,6 +63,7 @@ class Gpu:
             self._context = device.retain_primary_context()
         except self.cuda.Error as error:
             raise Absent(f"CUDA does not start here ({error})", f"check the driver; {REMEDY}") from error
+        weakref.finalize(self, self._context.detach)  # pycuda's own destructor takes it for a context of another kind
         self.name: str = device.name()
         self.compute_capability: tuple[int, int] = device.compute_capability()
         self.shared_memory = bool(device.get_attribute(self.cuda.device_attribute.INTEGRATED))
