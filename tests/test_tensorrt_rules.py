@@ -199,6 +199,5 @@ def test_the_graphs_of_the_shipped_networks_keep_every_rule() -> None:
     tensorrt_rules.check({name: onnx_forms.qdq_form(network) for name, network in networks.items()})
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped bundle has the older form: remove when it is exported anew")
 def test_the_graphs_in_the_shipped_bundle_keep_every_rule() -> None:
     tensorrt_rules.check(Bundle.open().graphs("qdq"))
