@@ -19,10 +19,10 @@ import numpy as np
 
 from .runtime import backends
 from .runtime.backends.engines import BuildOptions, EngineCache, Shape, Target
-from .runtime.bitstream import PictureWriter
 from .runtime.bundle import Bundle, shipped_path
 from .runtime.codec import Codec
 from .runtime.errors import Absent, MachineError, UsageError
+from .runtime.writer import PictureWriter
 
 GRAPHS = "graphs"
 """Folder of the ONNX files in the commands of a dry run."""

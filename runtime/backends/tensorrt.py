@@ -38,7 +38,7 @@ LANES = 2
 LOG_LINES = 20
 ALIGNMENT = 256
 """What TensorRT asks of addresses."""
-REMEDY = "see docs/jetson.md, or use --backend onnxruntime"
+REMEDY = "use --backend onnxruntime"
 
 
 def _import(name: str, remedy: str) -> Any:
