@@ -17,7 +17,6 @@ from .errors import InputError, UsageError
 from .tiles import MAX_TILES, TileGrid
 
 VERSION = 1
-SUFFIX = ".lnt"
 MAX_METADATA = 1 << 26
 """Bytes one metadata box may hold (64 MiB)."""
 MAX_TILE_PAYLOAD = 1 << 28

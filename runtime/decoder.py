@@ -212,9 +212,9 @@ def window_strips(decoders: dict[int, LevelDecoder], level: int, window: Rect) -
     if level in decoders:
         yield from decoders[level].strips(window)
         return
-    grid = decoders[max(stored for stored in decoders if stored < level)].grid
     finer_level = level - 1
     stored = max(stored for stored in decoders if stored < level)
+    grid = decoders[stored].grid
     width, height = (-(-side >> (finer_level - stored)) for side in (grid.width, grid.height))
     right, bottom = min(2 * window.right, width), min(2 * window.bottom, height)
     finer = Rect(2 * window.x, 2 * window.y, right - 2 * window.x, bottom - 2 * window.y)
