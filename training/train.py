@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,6 +30,10 @@ from .initialise import initialise
 
 LAMBDA_RANGE = (0.0007, 0.09)
 """Weight of the mean squared error (levels of 0..255) against bits per pixel at quality 1 and 100."""
+MS_SSIM_RANGE = (1.0, 110.0)
+"""The same for 1 - MS-SSIM, where that is the distortion: about the lambdas of the published MS-SSIM models."""
+ANCHORED = 0.1
+"""Share of the squared error that stays in the loss then: MS-SSIM alone hardly sees colours and brightness drift."""
 LEARNING_RATE = (3e-4, 1e-5)
 """Adam's, at the start and at the end of the cosine: for the bypass, biases, gains."""
 MUON_LEARNING_RATE = 4e-3
@@ -56,32 +61,49 @@ PHASES = (
     (0.86, True, True, 128, 8),
     (1.00, True, True, 256, 2),
 )
+TUNING_PHASES = (
+    (0.60, True, False, 256, 3),
+    (1.00, True, True, 256, 3),
+)
+"""For weights that are trained already (`--start`): no warm-up, and crops that MS-SSIM's five scales fit in."""
 
 
-def distortion_weight(quality: Tensor) -> Tensor:
+def distortion_weight(quality: Tensor, ends: tuple[float, float] = LAMBDA_RANGE) -> Tensor:
     """lambda for quality positions in [0, 1], geometric between the two ends."""
-    low, high = LAMBDA_RANGE
+    low, high = ends
     return low * (high / low) ** quality
 
 
-def losses(codec: Camera, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, bits per pixel (N,), mean squared error in levels (N,)); low and high rates weigh about the same."""
+def losses(codec: Camera, images: Tensor, quality: Tensor, structure: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, bits per pixel (N,), distortion (N,)); low and high rates weigh about the same.
+
+    The distortion is the mean squared error in levels, or with `structure` 1 - MS-SSIM (Wang et al., 2003), for which
+    the images have more than 160 pixels a side.
+    """
     decoded, bits_per_pixel = codec(images, quality)
     error = (decoded - images).mul(128).square().flatten(1).mean(1)
     weight = distortion_weight(quality)
     balance = (weight / math.sqrt(LAMBDA_RANGE[0] * LAMBDA_RANGE[1])) ** -0.4
-    return (balance * (bits_per_pixel + weight * error)).mean(), bits_per_pixel, error
+    weighted = weight * error
+    if structure:
+        error = 1 - ms_ssim(decoded + 1, images + 1, data_range=255 / 128, size_average=False)
+        weighted = distortion_weight(quality, MS_SSIM_RANGE) * error + ANCHORED * weighted
+    return (balance * (bits_per_pixel + weighted)).mean(), bits_per_pixel, error
 
 
-def validate(codec: Camera, images: list[np.ndarray]) -> list[tuple[float, float]]:
-    """(bits per pixel, PSNR in dB) at each validation quality over 256x256 centre crops of `images`."""
+def validate(codec: Camera, images: list[np.ndarray], structure: bool = False) -> list[tuple[float, float]]:
+    """(bits per pixel, quality in dB) at each validation quality over 256x256 centre crops of `images`.
+
+    Decibels of PSNR, or with `structure` of MS-SSIM: -10 log10(1 - MS-SSIM).
+    """
+    peak = 1.0 if structure else 255**2
     codec.eval()
     crops = to_full_scale(np.stack([_centre(image, 256) for image in images]))
     points = []
     with torch.no_grad():
         for quality in VALIDATION_QUALITIES:
-            _, rate, error = losses(codec, crops, torch.full((len(crops),), quality))
-            points.append((rate.mean().item(), (10 * torch.log10(255**2 / error)).mean().item()))
+            _, rate, error = losses(codec, crops, torch.full((len(crops),), quality), structure)
+            points.append((rate.mean().item(), (10 * torch.log10(peak / error)).mean().item()))
     codec.train()
     return points
 
@@ -161,8 +183,21 @@ class Trainer:
     Every worker draws its own batches and takes the same steps; worker 0 keeps the clock and writes the files.
     """
 
-    def __init__(self, folder: Path, out: Path, minutes: float, seed: int, worker: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        out: Path,
+        minutes: float,
+        seed: int,
+        *,
+        start: Path | None = None,
+        structure: bool = False,
+        worker: int = 0,
+        processes: int = 1,
+    ) -> None:
         self.checkpoint, self.seconds = out / "last.pt", minutes * 60
+        self.structure = structure
+        self.phases = PHASES if start is None else TUNING_PHASES
         self.worker, self.processes = worker, processes
         self.photographs = Photographs(folder)
         self.codec = Camera()
@@ -174,6 +209,10 @@ class Trainer:
             for name in ("codec", "average", "optimizer"):
                 getattr(self, name).load_state_dict(state[name])
             self.steps, self.elapsed = state["steps"], state["elapsed"]
+        elif start is not None:
+            weights = torch.load(start, weights_only=True)["average"]
+            self.codec.load_state_dict(weights)
+            self.average.load_state_dict(weights)
         else:
             torch.manual_seed(seed)
             initialise(self.codec, self.photographs.batch(400, 256, np.random.default_rng(seed)))
@@ -204,7 +243,7 @@ class Trainer:
     def _step(self) -> tuple[float, float, float]:
         """One optimisation step; returns the loss, the gradient's norm and the learning rate."""
         share = self.elapsed / self.seconds
-        _, networks, exact, crop, batch = next(phase for phase in PHASES if share < phase[0])
+        _, networks, exact, crop, batch = next(phase for phase in self.phases if share < phase[0])
         for model in (self.codec, self.average):
             model.networks = networks
             model.set_exact(exact)
@@ -213,7 +252,7 @@ class Trainer:
         images = self.photographs.batch(batch, crop, self.rng)
         # One quality per stratum, so that every batch spans the range.
         quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float()
-        loss, _, _ = losses(self.codec, images, quality)
+        loss, _, _ = losses(self.codec, images, quality, self.structure)
         self.codec.zero_grad(set_to_none=True)
         loss.backward()
         self._average_gradients()
@@ -242,7 +281,7 @@ class Trainer:
         return clock.item()
 
     def _save(self, row: list[float]) -> None:
-        points = validate(self.average, self.photographs.validation)
+        points = validate(self.average, self.photographs.validation, self.structure)
         with self.checkpoint.with_name("curve.csv").open("a", newline="") as file:
             csv.writer(file).writerow([*row, *(value for point in points for value in point)])
         state = {name: getattr(self, name).state_dict() for name in ("codec", "average", "optimizer")}
@@ -254,23 +293,46 @@ class Trainer:
         temporary.replace(self.checkpoint)
 
 
-def train(folder: Path, out: Path, minutes: float, seed: int = 0, *, processes: int = 1, threads: int = 1) -> None:
-    """Train for `minutes` of wall-clock time in all, continuing what OUT holds."""
+def train(
+    folder: Path,
+    out: Path,
+    minutes: float,
+    seed: int = 0,
+    *,
+    start: Path | None = None,
+    structure: bool = False,
+    processes: int = 1,
+    threads: int = 1,
+) -> None:
+    """Train for `minutes` of wall-clock time in all, continuing what OUT holds, or else from the weights in `start`.
+
+    With `structure` the distortion is 1 - MS-SSIM.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    settings = {"start": start, "structure": structure}
     if processes == 1:
-        _work(0, folder, out, minutes, seed, 1, threads)
+        _work(0, folder, out, minutes, seed, settings, 1, threads)
     else:
         (out / "meeting").unlink(missing_ok=True)
-        torch.multiprocessing.spawn(_work, (folder, out, minutes, seed, processes, threads), processes)
+        torch.multiprocessing.spawn(_work, (folder, out, minutes, seed, settings, processes, threads), processes)
 
 
-def _work(worker: int, folder: Path, out: Path, minutes: float, seed: int, processes: int, threads: int) -> None:
+def _work(
+    worker: int,
+    folder: Path,
+    out: Path,
+    minutes: float,
+    seed: int,
+    settings: dict[str, Any],
+    processes: int,
+    threads: int,
+) -> None:
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     if processes > 1:
         meeting = f"file://{out.resolve()}/meeting"
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=worker, world_size=processes)
-    Trainer(folder, out, minutes, seed, worker, processes).run()
+    Trainer(folder, out, minutes, seed, worker=worker, processes=processes, **settings).run()
     if processes > 1:
         torch.distributed.destroy_process_group()
 
@@ -280,13 +342,21 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="folder of photographs")
     parser.add_argument("out", type=Path, help="folder for the checkpoint and the curve")
     parser.add_argument("--minutes", type=float, default=120.0, help="wall-clock training time (default 120)")
+    parser.add_argument("--start", type=Path, help="checkpoint whose weights a new run starts from")
+    parser.add_argument(
+        "--distortion", choices=("mse", "ms-ssim"), default="mse",
+        help="what the rate is traded for; ms-ssim wants --start with weights trained for mse",
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, default=1, help="data-parallel workers")
     parser.add_argument("--threads", type=int, default=1, help="threads per worker; one beats two beside other work")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    structure = arguments.distortion == "ms-ssim"
+    if structure and arguments.start is None and not (arguments.out / "last.pt").exists():
+        parser.error("--distortion ms-ssim needs --start: train for mse first")
     train(
         arguments.images, arguments.out, arguments.minutes, arguments.seed,
-        processes=arguments.processes, threads=arguments.threads,
+        start=arguments.start, structure=structure, processes=arguments.processes, threads=arguments.threads,
     )  # fmt: skip
 
 
