@@ -23,6 +23,8 @@ BENCHMARKS = {
     "speed": "megapixels per second, beside other codecs",
     "region": "a window of a large frame, and what tiles cost, beside other formats",
 }
+FAVOURED_STEPS = 20
+SIZE_TOLERANCE = 0.03
 INTERRUPTED = 130
 TERMINATED = 143
 DEBUG = "LINNET_DEBUG"
@@ -89,9 +91,16 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     encode = _command(commands, "encode", _encode, "a PNG, JPEG, TIFF or WebP picture to .lnt")
     encode.add_argument("input", metavar="IN", help="the picture; - reads stdin")
     encode.add_argument("output", metavar="OUT.lnt", help="the file to write; - writes stdout")
-    encode.add_argument(
+    rate = encode.add_mutually_exclusive_group()
+    rate.add_argument(
         "--quality", type=_quality, default=defaults.QUALITY, metavar="Q",
         help=f"{defaults.LOWEST_QUALITY} (smallest) to {defaults.HIGHEST_QUALITY} (best), else {defaults.QUALITY}",
+    )  # fmt: skip
+    rate.add_argument("--size", type=_bytes, metavar="N", help="a file of about N bytes; 200k and 1.5M are understood")
+    rate.add_argument("--bpp", type=_above_zero, metavar="B", help="a file of about B bits per pixel")
+    encode.add_argument(
+        "--roi", type=_favoured, action="append", default=[], metavar="X,Y,W,H[:STEPS]",
+        help=f"code what shows this rectangle better by STEPS of quality, else {FAVOURED_STEPS}; may be repeated",
     )  # fmt: skip
     encode.add_argument(
         "--tile", type=_positive, default=defaults.TILE, metavar="N",
@@ -310,17 +319,21 @@ def _encode(options: argparse.Namespace) -> int:
     picture = images.read(options.input)
     _say(options.input, picture.notes)
     codec = pictures.codec(options.bundle, options.backend, options.threads)
+    height, width = picture.pixels.shape[:2]
+    size = options.size if options.bpp is None else max(1, round(options.bpp * width * height / 8))
     started = perf_counter()
     with _about(options.input), _Bar("encoding") as progress:
         data = codec.encode(
-            picture.pixels, quality=options.quality, tile=options.tile, levels=options.levels,
-            metadata=picture.metadata, digest=options.digest, protection=protection, progress=progress,
+            picture.pixels, quality=options.quality, size=size, favoured=options.roi, tile=options.tile,
+            levels=options.levels, metadata=picture.metadata, digest=options.digest, protection=protection,
+            progress=progress,
         )  # fmt: skip
     seconds = perf_counter() - started
+    if size is not None and abs(len(data) / size - 1) > SIZE_TOLERANCE:
+        _say(options.output, [f"{len(data)} bytes, not {size}: that is as near as quality 1 to 100 comes"])
     with files.writing(options.output) as output:
         output.write(data)
     if sys.stderr.isatty():
-        height, width = picture.pixels.shape[:2]
         pixels = width * height
         print(
             f"{files.shown(options.output, output=True)}: {width}x{height}, {len(data)} bytes, "
@@ -530,6 +543,32 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes, with k for thousands and M for millions."""
+    unit = {"k": 1_000, "M": 1_000_000}.get(text[-1:], 1)
+    size = round(_above_zero(text if unit == 1 else text[:-1]) * unit)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than a byte")
+    return size
+
+
+def _favoured(text: str) -> tuple[tuple[int, int, int, int], int]:
+    rectangle, colon, steps = text.partition(":")
+    if colon and not steps.lstrip("+-").isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y,W,H:STEPS with whole steps of quality")
+    return _region(rectangle), int(steps) if colon else FAVOURED_STEPS
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from . import defaults
 from .runtime import inspection
 from .runtime.bitstream import Metadata
 from .runtime.codec import Codec
-from .runtime.encoder import Protection
+from .runtime.encoder import Favoured, Protection
 from .runtime.errors import InputError
 from .runtime.inspection import Info
 from .runtime.reader import Reader
@@ -44,6 +44,8 @@ def encode(
     image: np.ndarray,
     *,
     quality: int = defaults.QUALITY,
+    size: int | None = None,
+    favoured: Sequence[Favoured] = (),
     tile: int = defaults.TILE,
     levels: int = 0,
     metadata: Metadata | None = None,
@@ -55,12 +57,14 @@ def encode(
 ) -> bytes:
     """The `.lnt` bytes of an (H, W, 3) uint8 RGB array.
 
-    `levels`: how many times the overview pyramid halves the picture. `digest` adds a proof of the decoded pixels (one
-    decode). `protection` (`linnet.Protection`) encrypts tiles.
+    `size` asks for a file of about that many bytes instead of a quality. `favoured`: rectangles that are coded better,
+    ((x, y, width, height), steps of quality) each. `levels`: how many times the overview pyramid halves the picture.
+    `digest` adds a proof of the decoded pixels (one decode). `protection` (`linnet.Protection`) encrypts tiles.
     """
     return codec(_key(bundle), backend, threads).encode(
-        image, quality=quality, tile=tile, levels=levels, metadata=metadata, digest=digest, protection=protection
-    )
+        image, quality=quality, size=size, favoured=favoured, tile=tile, levels=levels, metadata=metadata,
+        digest=digest, protection=protection,
+    )  # fmt: skip
 
 
 def decode(

@@ -30,6 +30,7 @@ _HAS_DIGEST = 1
 
 _RECORD = struct.Struct("<HHIqIIHBB32s")
 TILE_PLACE = struct.Struct("<II")
+_TILE_BITS = 24
 _LENGTH = struct.Struct("<H")
 _COUNT = struct.Struct("<I")
 _ENTRY = struct.Struct("<QI")
@@ -59,7 +60,8 @@ class Metadata:
 class FrameRecord:
     """What a decoder must know before a frame's first tile.
 
-    `qualities` (1..100) are those of level 0, 1, 2, ... of the overview pyramid, 0 where a level is not stored.
+    `qualities` (1..100) are those of level 0, 1, 2, ... of the overview pyramid, 0 where a level is not stored; single
+    tiles may have others.
     `bundle` is the codec's identity (32 bytes), `number` counts the frames of a recording, `timestamp` is in
     nanoseconds since 1970 (0: unknown), `salt` (16 bytes) is there when tiles are encrypted.
     """
@@ -103,9 +105,13 @@ class FrameRecord:
         """The number of the first tile of a stored level."""
         return sum(grid.count for stored, grid in self.levels.items() if stored < level)
 
+    def level_of(self, number: int) -> int:
+        """The level of tile `number`."""
+        return max(level for level in self.levels if self.first_tile(level) <= number)
+
     def tile_name(self, number: int) -> str:
         """How a message calls a tile: "tile 3", with its level and frame where they are not 0."""
-        level = max(level for level in self.levels if self.first_tile(level) <= number)
+        level = self.level_of(number)
         name = f"tile {number - self.first_tile(level)}"
         return name + (f" of level {level}" if level else "") + (f" of frame {self.number}" if self.number else "")
 
@@ -174,13 +180,31 @@ class FrameIndex:
 @dataclass(frozen=True)
 class Tile:
     payload: bytes = field(repr=False)
+    quality: int
     sealed: bool = False
 
 
-def tile_place(payload_start: bytes) -> tuple[int, int]:
-    """(frame number, tile number) from the first bytes of a TILE or SEAL payload."""
-    frame, tile = TILE_PLACE.unpack(payload_start[: TILE_PLACE.size])
-    return frame, tile
+@dataclass(frozen=True)
+class TilePlace:
+    """What stands before a tile's payload: the frame's number, the tile's through all stored levels, its quality."""
+
+    frame: int
+    tile: int
+    quality: int
+
+    @property
+    def word(self) -> int:
+        """Tile number and quality as the one 32-bit number that the file holds."""
+        return self.tile | self.quality << _TILE_BITS
+
+    def pack(self) -> bytes:
+        return TILE_PLACE.pack(self.frame, self.word)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> TilePlace:
+        """From the first bytes of a TILE or SEAL payload; the quality is not checked."""
+        frame, word = TILE_PLACE.unpack_from(payload)
+        return cls(frame, word & (1 << _TILE_BITS) - 1, word >> _TILE_BITS)
 
 
 TILE_HEADER = BOX_HEADER + TILE_PLACE.size

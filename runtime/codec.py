@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +15,7 @@ from . import backends, encoder
 from .bitstream import FrameRecord, Metadata
 from .bundle import Bundle
 from .decoder import LevelDecoder, Opener, window_strips
-from .encoder import FrameWriter, Progress
+from .encoder import Favoured, FrameWriter, Progress
 from .errors import InputError, UsageError
 from .levels import level_qualities
 from .reader import Reader
@@ -54,6 +54,8 @@ class Codec:
         image: np.ndarray,
         *,
         quality: int = 60,
+        size: int | None = None,
+        favoured: Sequence[Favoured] = (),
         tile: int = DEFAULT_TILE,
         levels: int = 0,
         metadata: Metadata | None = None,
@@ -64,8 +66,8 @@ class Codec:
         """Encode an (H, W, 3) uint8 RGB array to a picture file's bytes; the arguments are those of `encode_frame`."""
         output = io.BytesIO()
         self.encode_frame(
-            PictureWriter(output), ArrayRows(image), quality=quality, tile=tile, levels=levels, metadata=metadata,
-            digest=digest, protection=protection, progress=progress,
+            PictureWriter(output), ArrayRows(image), quality=quality, size=size, favoured=favoured, tile=tile,
+            levels=levels, metadata=metadata, digest=digest, protection=protection, progress=progress,
         )  # fmt: skip
         return output.getvalue()
 
@@ -75,6 +77,8 @@ class Codec:
         frame: np.ndarray | FrameRows,
         *,
         quality: int = 60,
+        size: int | None = None,
+        favoured: Sequence[Favoured] = (),
         tile: int = DEFAULT_TILE,
         levels: int = 0,
         number: int = 0,
@@ -86,10 +90,12 @@ class Codec:
     ) -> None:
         """Encode one frame into `writer`, in memory that grows with its width only.
 
-        quality 1..100; `tile` is the side in pixels of the random-access unit, a multiple of 64; `levels` how many
-        times the overview pyramid halves the frame. `digest` decodes the frame here and stores the SHA-256 of its
-        pixels as the decode proof (costs one decode). `progress` is called with (tiles done, tiles). Raises UsageError
-        for arguments out of range.
+        quality 1..100, or with `size` the one that gives a picture file of about that many bytes (by a second entropy
+        pass, in five bytes of memory per pixel). `favoured` are rectangles that are coded better, each with a number of
+        steps of quality; negative ones are coded worse. `tile` is the side in pixels of the random-access unit, a
+        multiple of 64; `levels` how many times the overview pyramid halves the frame. `digest` decodes the frame here
+        and stores the SHA-256 of its pixels as the decode proof (costs one decode). `progress` is called with (tiles
+        done, tiles). Raises UsageError for arguments out of range.
         """
         rows = ArrayRows(frame) if isinstance(frame, np.ndarray) else frame
         if not (isinstance(quality, int | np.integer) and 1 <= quality <= 100):
@@ -99,12 +105,13 @@ class Codec:
                 "a digest would let others check their guesses at encrypted pixels: leave one of the two out"
             )
         record = FrameRecord(
-            TileGrid(rows.width, rows.height, tile), level_qualities(int(quality), levels),
+            TileGrid(rows.width, rows.height, tile), level_qualities(int(quality) if size is None else 100, levels),
             bytes.fromhex(self.bundle.identity), number, timestamp,
         )  # fmt: skip
         encoder.encode_frame(
-            self, writer, rows, record, metadata=metadata, digest=digest, protection=protection, progress=progress
-        )
+            self, writer, rows, record, size=size, favoured=favoured, metadata=metadata, digest=digest,
+            protection=protection, progress=progress,
+        )  # fmt: skip
 
     def decode(
         self,

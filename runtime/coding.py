@@ -19,6 +19,7 @@ from .backends import Backend
 from .bundle import Bundle
 from .errors import InputError
 from .latents import CodingStep, quality_value
+from .rate import RateCurve
 from .tiles import BLOCK, HYPER_BLOCK
 
 HYPER_SHRINK = HYPER_BLOCK // BLOCK
@@ -47,8 +48,11 @@ class TileCoder:
         self._offsets = bundle.table_offsets[quality - 1]
         self._quality_value = quality_value(quality)
 
-    def encode(self, latents: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Latents (N, h, w, C) float32 in full-scale units, sides multiples of 4: payloads, decoded (N, h, w, 2 C)."""
+    def encode(self, latents: np.ndarray, curve: RateCurve | None = None) -> tuple[list[bytes], np.ndarray]:
+        """Latents (N, h, w, C) float32 in full-scale units, sides multiples of 4: payloads, decoded (N, h, w, 2 C).
+
+        `curve` is shown the symbols on the way.
+        """
         tables = self._bundle.entropy_tables
         symbols: list[list[np.ndarray]] = [[] for _ in latents]
         indices: list[list[np.ndarray]] = [[] for _ in latents]
@@ -59,6 +63,8 @@ class TileCoder:
             )
             symbols[tile].append(tile_symbols)
             indices[tile].append(tile_indices)
+            if curve is not None:
+                curve.observe(step, value, parameters, hyper=decoded.shape[-1] == 2 * self._bundle.hyper_channels)
 
         seen = core.compand(latents, self._bundle.companding)
         hyper = self._backend.run("hyper_analysis", {"latent": seen})[0]

@@ -180,6 +180,7 @@ class EntropyTables:
             if array.size and not 0 <= int(array.min()) <= int(array.max()) <= limit:
                 raise InputError(f"entropy tables: {name} must lie within 0..{limit}")
         frequencies, radii = frequencies.astype(np.uint16), radii.astype(np.uint16)
+        self.frequencies, self.radii = frequencies, radii
         handle = c_void_p()
         error = _native.linnet_tables_create(
             frequencies.ctypes.data, frequencies.size, radii.ctypes.data, radii.size, byref(handle)

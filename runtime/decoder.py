@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from . import core
-from .bitstream import Tile
+from .bitstream import Tile, TilePlace
 from .coding import TileCoder
 from .errors import InputError
 from .latents import quality_value, split_latent
@@ -33,15 +33,16 @@ Progress = Callable[[int, int], None]
 class Opener(Protocol):
     """Decrypts tiles; raises InputError for a wrong key or a modified tile."""
 
-    def open(self, sealed: bytes, frame: int, tile: int) -> bytes: ...
+    def open(self, sealed: bytes, place: TilePlace) -> bytes: ...
 
 
 def strips(
-    codec: Codec, latents_of: Callable[[Rect], np.ndarray], grid: TileGrid, quality: int, window: Rect
+    codec: Codec, latents_of: Callable[[Rect], np.ndarray], grid: TileGrid, window: Rect
 ) -> Iterator[np.ndarray]:
     """The pixels of `window` from top to bottom in strips (rows, width, 3) uint8.
 
-    `latents_of` gives the decoded latents (h, w, 2 C) int8 of a rectangle of whole tiles, asked for once, in order.
+    `latents_of` gives the decoded latents of a rectangle of whole tiles, (h, w, 2 C + 1) int8 with the quality's value
+    as the last channel; it is asked once for each, in order.
     """
     halo, band = codec.synthesis_halo * BLOCK, band_height(grid.tile)
     needed = window.aligned(BLOCK).grown(halo, grid.padded)
@@ -59,21 +60,21 @@ def strips(
         held = {number: held[number] for number in bands}
         first, last = held[bands[0]][0], held[bands[-1]][0]
         canvas = np.concatenate([latents for _, latents in held.values()]) if len(held) > 1 else held[bands[0]][1]
-        yield _synthesise(
-            codec, canvas, Rect(first.x, first.y, first.width, last.bottom - first.y), strip, quality, grid
-        )
+        yield _synthesise(codec, canvas, Rect(first.x, first.y, first.width, last.bottom - first.y), strip, grid)
         y = strip.bottom
 
 
-def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, quality: int, grid: TileGrid) -> np.ndarray:
-    """Pixels of `window` from the decoded latents `canvas` of `area`."""
+def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, grid: TileGrid) -> np.ndarray:
+    """Pixels of `window` from the decoded latents and quality values `canvas` (h, w, 2 C + 1) of `area`."""
     pixels = np.empty((window.height, window.width, 3), np.uint8)
+    channels = codec.bundle.latent_channels
     for piece in compute_tiles(window, COMPUTE_WIDTH, window.height):
         seen = piece.aligned(BLOCK).grown(codec.synthesis_halo * BLOCK, grid.padded)
-        latent = np.ascontiguousarray(view(canvas, seen.scaled(1, BLOCK), area.scaled(1, BLOCK)))[None]
-        channels = codec.bundle.latent_channels
-        companded = np.full((*latent.shape[:3], channels + 1), quality_value(quality), np.int8)
+        part = view(canvas, seen.scaled(1, BLOCK), area.scaled(1, BLOCK))[None]
+        latent = np.ascontiguousarray(part[..., :-1])
+        companded = np.empty((*latent.shape[:3], channels + 1), np.int8)
         np.take(codec.bundle.companding, latent[..., :channels].view(np.uint8) ^ 128, out=companded[..., :-1])
+        companded[..., -1] = part[..., -1]
         planes = codec.backend.run("synthesis", {"latent": latent, "companded": companded})[0][0]
         crop = (piece.x - seen.x, piece.y - seen.y, piece.width, piece.height)
         core.planes_to_pixels(planes, crop, out=view(pixels, piece, window))
@@ -100,7 +101,6 @@ class LevelDecoder:
         self.grid = self.record.levels[level]
         self._quality = self.record.qualities[level]
         self._first_tile = self.record.first_tile(level)
-        self._coder = TileCoder(codec.bundle, codec.backend, self._quality, codec.pool)
         self._opener, self._conceal, self._blanks, self._progress = opener, conceal, blanks, progress
         self._hidden: list[Rect] = []
         self._done = 0
@@ -111,7 +111,7 @@ class LevelDecoder:
         halo = self._codec.synthesis_halo * BLOCK
         self._total = len(self.grid.touching(window.aligned(BLOCK).grown(halo, self.grid.padded)))
         y = window.y
-        for pixels in strips(self._codec, self._latents, self.grid, self._quality, window):
+        for pixels in strips(self._codec, self._latents, self.grid, window):
             strip = Rect(window.x, y, window.width, len(pixels))
             for hidden in self._hidden:
                 common = hidden.common(strip)
@@ -121,34 +121,39 @@ class LevelDecoder:
             y = strip.bottom
 
     def _latents(self, area: Rect) -> np.ndarray:
-        """Decoded latents (h, w, 2 C) int8 of the tiles in `area`."""
-        numbers = self.grid.touching(area)
-        payloads = self._payloads(numbers)
-        shape = (area.height // BLOCK, area.width // BLOCK, 2 * self._codec.bundle.latent_channels)
-        canvas = np.empty(shape, np.int8)
+        """Decoded latents and quality values (h, w, 2 C + 1) int8 of the tiles in `area`."""
+        tiles = self._tiles(self.grid.touching(area))
+        channels = 2 * self._codec.bundle.latent_channels
+        canvas = np.empty((area.height // BLOCK, area.width // BLOCK, channels + 1), np.int8)
 
-        def put(number: int, part: np.ndarray) -> None:
-            view(canvas, self.grid.rect(number).scaled(1, BLOCK), area.scaled(1, BLOCK))[...] = part
+        def put(number: int, latents: np.ndarray, quality: int) -> None:
+            part = view(canvas, self.grid.rect(number).scaled(1, BLOCK), area.scaled(1, BLOCK))
+            part[..., :-1], part[..., -1] = latents, quality_value(quality)
             self._done += 1
             if self._progress:
                 self._progress(self._done, self._total)
 
-        for number in [number for number, payload in payloads.items() if payload is None]:
-            del payloads[number]
-            put(number, self._filled(number))
-        for group in self.grid.same_shape(list(payloads), max(1, BATCH_PIXELS // self.grid.tile**2)):
-            rect = self.grid.rect(group[0]).scaled(1, BLOCK)
-            names = [self._name(number) for number in group]
-            parts = self._coder.decode([payloads.pop(n) for n in group], names, rect.height, rect.width)
-            for number, part in zip(group, parts, strict=True):
-                put(number, part)
+        by_quality: dict[int, list[int]] = {}
+        for number, tile in tiles.items():
+            if tile is None:
+                put(number, self._filled(number), self._quality)
+            else:
+                by_quality.setdefault(tile.quality, []).append(number)
+        for quality, numbers in by_quality.items():
+            coder = TileCoder(self._codec.bundle, self._codec.backend, quality, self._codec.pool)
+            for group in self.grid.same_shape(numbers, max(1, BATCH_PIXELS // self.grid.tile**2)):
+                rect = self.grid.rect(group[0]).scaled(1, BLOCK)
+                names = [self._name(number) for number in group]
+                parts = coder.decode([tiles.pop(number).payload for number in group], names, rect.height, rect.width)
+                for number, part in zip(group, parts, strict=True):
+                    put(number, part, quality)
         return canvas
 
     def _name(self, number: int) -> str:
         return self.record.tile_name(self._first_tile + number)
 
-    def _payloads(self, numbers: list[int]) -> dict[int, bytes | None]:
-        """The entropy-coded bytes of each tile; None where it must be filled in, which `blanks` then tells."""
+    def _tiles(self, numbers: list[int]) -> dict[int, Tile | None]:
+        """Each tile, opened; None where it must be filled in, which `blanks` then tells."""
         stored = [self._first_tile + number for number in numbers]
         tiles: dict[int, Tile | None] = {}
         try:
@@ -164,14 +169,15 @@ class LevelDecoder:
                     self._blanks.append(f"{error}: concealed")
         return {number: self._opened(number, tiles[self._first_tile + number]) for number in numbers}
 
-    def _opened(self, number: int, tile: Tile | None) -> bytes | None:
+    def _opened(self, number: int, tile: Tile | None) -> Tile | None:
         if tile is None or not tile.sealed:
-            return tile.payload if tile else None
+            return tile
         if self._opener is None:
             self._hidden.append(self.grid.rect(number))
             self._blanks.append(f"{self._name(number)} is encrypted: blank without the key")
             return None
-        return self._opener.open(tile.payload, self.record.number, self._first_tile + number)
+        place = TilePlace(self.record.number, self._first_tile + number, tile.quality)
+        return Tile(self._opener.open(tile.payload, place), tile.quality)
 
     def _filled(self, number: int) -> np.ndarray:
         """Latents (h, w, 2 C) int8 for a tile that is not there: those of the enlarged overview, else of plain grey.

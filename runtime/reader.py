@@ -25,6 +25,7 @@ from .bitstream import (
     FrameRecord,
     Metadata,
     Tile,
+    TilePlace,
     UnknownVersionError,
 )
 from .boxes import BOX_HEADER, SIGNATURE, Box
@@ -210,11 +211,14 @@ class Reader:
             if box.kind not in (b"TILE", b"SEAL") or box.end != offset + len(data):
                 raise InputError(f"{box} is not the tile that the index says is there")
             payload = box.check(data[BOX_HEADER:])
-            if TILE_PLACE.unpack_from(payload) != (index.record.number, number):
-                raise InputError(f"{box} holds tile {TILE_PLACE.unpack_from(payload)[1]} of another place")
+            place = TilePlace.unpack(payload)
+            if (place.frame, place.tile) != (index.record.number, number):
+                raise InputError(f"{box} holds tile {place.tile} of another place")
+            if not 1 <= place.quality <= 100:
+                raise InputError(f"{box} has quality {place.quality}: 1 to 100 are possible")
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        return Tile(payload[TILE_PLACE.size :], box.kind == b"SEAL")
+        return Tile(payload[TILE_PLACE.size :], place.quality, box.kind == b"SEAL")
 
     def tile(self, number: int, frame: int = 0) -> bytes:
         """The payload of one tile, checked."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from . import bitstream, boxes
-from .bitstream import LOST, TILE_HEADER, FrameIndex, FrameRecord, tile_place
+from .bitstream import LOST, TILE_HEADER, FrameIndex, FrameRecord, TilePlace
 from .boxes import BOX_HEADER, SIGNATURE, Box
 from .errors import InputError
 from .reader import Reader
@@ -90,8 +90,8 @@ def find_frames(source: ByteSource, start: int = len(SIGNATURE), end: int | None
 def _note_tile(source: ByteSource, box: Box, frame_of, found: Found) -> None:  # type: ignore[no-untyped-def]
     if box.length < TILE_HEADER - BOX_HEADER:
         raise InputError(f"{box} has {box.length} bytes: too few for a tile")
-    frame, tile = tile_place(source.read(box.payload_offset, TILE_HEADER - BOX_HEADER))
-    opened = frame_of(frame)
+    place = TilePlace.unpack(source.read(box.payload_offset, TILE_HEADER - BOX_HEADER))
+    opened, tile = frame_of(place.frame), place.tile
     if opened.finished:
         return
     if tile in opened.tiles:  # one of the two has a damaged number; the checksum says which
@@ -156,7 +156,7 @@ def recover(source: bytes | BinaryIO | ByteSource, output: BinaryIO) -> Recovery
         writer.begin(index.record, metadata, digest=index.digest is not None)
         for number in whole:
             tile = reader.tiles(frame, [number])[number]
-            writer.tile(number, tile.payload, sealed=tile.sealed)
+            writer.tile(number, tile.payload, quality=tile.quality, sealed=tile.sealed)
         writer.end(index.digest)
         report.frames += 1
         report.tiles += len(whole)

@@ -20,14 +20,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .bitstream import SALT_SIZE, FrameRecord
+from .bitstream import SALT_SIZE, FrameRecord, TilePlace
 from .errors import InputError, MachineError, UsageError
 from .tiles import Rect
 
 KEY_SIZE = 32
 SUBKEY_PURPOSE = b"linnet sealed tile 1"
-_NONCE = struct.Struct("<II4x")
-_PLACE = struct.Struct("<II")
+_NONCE = struct.Struct("<8s4x")
 _HEX_KEY = re.compile(rf"\s*([0-9A-Fa-f]{{{2 * KEY_SIZE}}})\s*")
 _MAX_KEY_FILE = 4096
 _MAKE_ONE = "a key is 64 random hex digits, and (umask 077; openssl rand -hex 32 > linnet.key) makes one"
@@ -75,12 +74,12 @@ def _read_key_file(path: str) -> bytes:
 class Sealer:
     """Encrypts and opens tiles under a subkey, which HKDF-SHA256 makes of the key and the salt in the frame's record.
 
-    **No nonce repeats under one subkey**, or two tiles would give each other away. The nonce is frame and tile number
-    (u32 each, then 4 zero bytes). Under one salt frames must ascend, each tile comes once, and a forked process may not
-    go on; whatever breaks this is refused. So a nonce can repeat only if a salt does, and nobody chooses a salt to seal
-    with: it is drawn from the system's random numbers (128 bits; two of 2^40 are alike with a chance of 2^-49), while a
-    Sealer with the salt of a file only opens. A frame that is encoded again and a recording that goes on after a power
-    cut therefore have new subkeys, although their numbers begin again.
+    **No nonce repeats under one subkey**, or two tiles would give each other away. The nonce is the tile's place (frame
+    number, tile number, quality), then 4 zero bytes. Under one salt frames must ascend, each tile comes once, and a
+    forked process may not go on; whatever breaks this is refused. So a nonce can repeat only if a salt does, and nobody
+    chooses a salt to seal with: it is drawn from the system's random numbers (128 bits; two of 2^40 are alike with a
+    chance of 2^-49), while a Sealer with the salt of a file only opens. A frame that is encoded again and a recording
+    that goes on after a power cut therefore have new subkeys, although their numbers begin again.
     """
 
     def __init__(self, key: bytes, salt: bytes | None = None, record: bytes = b"") -> None:
@@ -108,25 +107,28 @@ class Sealer:
         self._invalid_tag = InvalidTag
         self._lock, self._frame, self._sealed = threading.Lock(), -1, set[int]()
 
-    def seal(self, payload: bytes, frame: int, tile: int) -> bytes:
-        """Ciphertext and tag of tile `tile` (through all stored levels) of the frame with number `frame`."""
+    def seal(self, payload: bytes, place: TilePlace) -> bytes:
+        """Ciphertext and tag of the tile at `place`."""
+        frame, tile = place.frame, place.tile
         with self._lock:
             if self._process != os.getpid() or frame < self._frame or (frame == self._frame and tile in self._sealed):
                 raise UsageError(f"frame {frame}, tile {tile}: this salt has served already, make a new Sealer")
             if frame > self._frame:
                 self._frame, self._sealed = frame, set()
             self._sealed.add(tile)
-        return self._cipher.encrypt(_NONCE.pack(frame, tile), payload, self._vouched(frame, tile))
+        return self._cipher.encrypt(_NONCE.pack(place.pack()), payload, self._vouched(place))
 
-    def _vouched(self, frame: int, tile: int) -> bytes:
-        return self.salt + _PLACE.pack(frame, tile) + self.record
+    def _vouched(self, place: TilePlace) -> bytes:
+        return self.salt + place.pack() + self.record
 
-    def open(self, sealed: bytes, frame: int, tile: int) -> bytes:
+    def open(self, sealed: bytes, place: TilePlace) -> bytes:
         """What `seal` was given; InputError where the key is another one or a byte or the place has changed."""
         try:
-            return self._cipher.decrypt(_NONCE.pack(frame, tile), sealed, self._vouched(frame, tile))
+            return self._cipher.decrypt(_NONCE.pack(place.pack()), sealed, self._vouched(place))
         except self._invalid_tag:
-            raise InputError(f"frame {frame}, tile {tile}: wrong key or modified tile; try another key") from None
+            raise InputError(
+                f"frame {place.frame}, tile {place.tile}: wrong key or modified tile; try another key"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from .bitstream import (
     MAX_METADATA,
     METADATA_BOXES,
     TAIL,
-    TILE_PLACE,
     FrameIndex,
     FrameRecord,
     Metadata,
+    TilePlace,
 )
 from .boxes import BOX_HEADER, SIGNATURE
 from .errors import UsageError
@@ -52,10 +52,13 @@ class _Writer:
                     raise UsageError(f"{name.upper()} metadata has {len(content)} bytes: at most {MAX_METADATA} fit")
                 self._append(boxes.pack(kind, content))
 
-    def tile(self, number: int, payload: bytes, *, sealed: bool = False) -> None:
-        """Append tile `number` (through all stored levels) of the current frame."""
+    def tile(self, number: int, payload: bytes, *, quality: int | None = None, sealed: bool = False) -> None:
+        """Append tile `number` (through all stored levels) of the current frame; without `quality` at its level's."""
         assert self._record is not None
-        box = boxes.pack(b"SEAL" if sealed else b"TILE", TILE_PLACE.pack(self._record.number, number) + payload)
+        if quality is None:
+            quality = self._record.qualities[self._record.level_of(number)]
+        place = TilePlace(self._record.number, number, quality)
+        box = boxes.pack(b"SEAL" if sealed else b"TILE", place.pack() + payload)
         self._entries[number] = (self._offset, len(box))
         self._append(box)
 

@@ -149,13 +149,13 @@ class TileDecoder:
         hyper = np.zeros((height // 4, width // 4, hyper_channels), np.int64)
         parameters = np.broadcast_to(bundle.hyper_parameters, (height // 4, width // 4, 2 * hyper_channels))
         self._step(rans, hyper, parameters, 0, hyper_channels, None, channels)
-        seen = self._with_quality(self._companded(hyper))
-        features, parameters = self._run("hyper_synthesis", hyper=seen)
+        plane = np.full(hyper.shape[:2], self.quality_value, np.int8)
+        features, parameters = run(bundle, "hyper_synthesis", hyper=with_quality(companded(bundle, hyper), plane))
         latents = np.zeros((height, width, channels), np.int64)
         for index, step in enumerate(bundle.steps):
             if index:
-                coded = self._companded(latents) * (latents_done(latents.shape, bundle.steps[:index]))
-                (parameters,) = self._run(f"context_{index}", features=features, coded=coded[..., : step.context])
+                coded = companded(bundle, latents) * (latents_done(latents.shape, bundle.steps[:index]))
+                (parameters,) = run(bundle, f"context_{index}", features=features, coded=coded[..., : step.context])
             self._step(rans, latents, parameters, step.first, step.last, step.parity, 0)
         rans.finish()
         return latents
@@ -175,25 +175,28 @@ class TileDecoder:
                     symbol = rans.symbol(self.frequencies[table], self.radii[table])
                     latents[row, column, channel] = min(max(mean + (symbol * gain + 32 >> 6), -512), 509)
 
-    def _companded(self, latents: np.ndarray) -> np.ndarray:
-        return self.bundle.companding[(latents + 2 >> 2) + 128]
 
-    def _with_quality(self, values: np.ndarray) -> np.ndarray:
-        plane = np.full((*values.shape[:2], 1), self.quality_value, np.int8)
-        return np.concatenate([values, plane], axis=2)
+def companded(bundle: Bundle, latents: np.ndarray) -> np.ndarray:
+    return bundle.companding[(latents + 2 >> 2) + 128]
 
-    def _run(self, network: str, **inputs: np.ndarray) -> list[np.ndarray]:
-        batch = {name: np.ascontiguousarray(value)[None] for name, value in inputs.items()}
-        return [output[0] for output in run_network(self.bundle.networks[network], batch)]
 
-    def pixels(self, latents: np.ndarray) -> np.ndarray:
-        """The synthesis over a whole padded frame: (16 h, 16 w, 3) uint8."""
-        whole = latents + 2 >> 2
-        both = np.concatenate([whole, latents - 4 * whole], axis=2).astype(np.int8)
-        (planes,) = self._run("synthesis", latent=both, companded=self._with_quality(self._companded(latents)))
-        height, width = planes.shape[:2]
-        grid = planes.reshape(height, width, 3, 2, 2).transpose(0, 3, 1, 4, 2)
-        return (grid.reshape(2 * height, 2 * width, 3).astype(np.int16) + 128).astype(np.uint8)
+def with_quality(values: np.ndarray, plane: np.ndarray) -> np.ndarray:
+    return np.concatenate([values, plane[..., None]], axis=2)
+
+
+def run(bundle: Bundle, network: str, **inputs: np.ndarray) -> list[np.ndarray]:
+    batch = {name: np.ascontiguousarray(value)[None] for name, value in inputs.items()}
+    return [output[0] for output in run_network(bundle.networks[network], batch)]
+
+
+def synthesise(bundle: Bundle, latents: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Latents in quarters (h, w, C) and quality values (h, w) to the padded frame, (16 h, 16 w, 3) uint8."""
+    whole = latents + 2 >> 2
+    both = np.concatenate([whole, latents - 4 * whole], axis=2).astype(np.int8)
+    (planes,) = run(bundle, "synthesis", latent=both, companded=with_quality(companded(bundle, latents), values))
+    height, width = planes.shape[:2]
+    grid = planes.reshape(height, width, 3, 2, 2).transpose(0, 3, 1, 4, 2)
+    return (grid.reshape(2 * height, 2 * width, 3).astype(np.int16) + 128).astype(np.uint8)
 
 
 def latents_done(shape: tuple[int, ...], steps) -> np.ndarray:  # type: ignore[no-untyped-def]
@@ -219,15 +222,20 @@ def decode(data: bytes, bundle: Bundle) -> np.ndarray:
     padded_height, padded_width = (-(-record[side] // 64) * 64 for side in ("height", "width"))
     columns, side = -(-record["width"] // record["tile"]), record["tile"]
     latents = np.zeros((padded_height // 16, padded_width // 16, bundle.latent_channels), np.int64)
-    decoder = TileDecoder(bundle, record["quality"])
+    values = np.zeros(latents.shape[:2], np.int8)
     for number in range(columns * -(-record["height"] // side)):
         offset, length = entries[number]
         require(length > 0, "lost tile")
         kind, payload, end = box_at(data, offset)
         require(kind == b"TILE" and end == offset + length, "not the tile that the index names")
-        require(struct.unpack_from("<II", payload) == (record["number"], number), "another tile")
+        frame_number, word = struct.unpack_from("<II", payload)
+        require((frame_number, word & 0xFFFFFF) == (record["number"], number), "another tile")
+        quality = word >> 24
+        require(1 <= quality <= 100, "quality")
         y, x = number // columns * side, number % columns * side
         height, width = min(side, padded_height - y), min(side, padded_width - x)
-        part = decoder.decode(payload[8:], height // 16, width // 16)
-        latents[y // 16 : (y + height) // 16, x // 16 : (x + width) // 16] = part
-    return decoder.pixels(latents)[: record["height"], : record["width"]]
+        decoder = TileDecoder(bundle, quality)
+        place = (slice(y // 16, (y + height) // 16), slice(x // 16, (x + width) // 16))
+        latents[place] = decoder.decode(payload[8:], height // 16, width // 16)
+        values[place] = decoder.quality_value
+    return synthesise(bundle, latents, values)[: record["height"], : record["width"]]

@@ -69,7 +69,7 @@ def test_layout_is_the_documented_one(file: bytes) -> None:
     assert file[93] == 1 and file[94:126] == b"d" * 32
     count, offset, size = struct.unpack_from("<IQI", file, 126)
     assert count == 7 and file[offset : offset + 4] == b"TILE" and size == 20 + 8 + 20
-    assert struct.unpack_from("<II", file, offset + 20) == (0, 0)
+    assert struct.unpack_from("<II", file, offset + 20) == (0, 0 | 37 << 24)
 
 
 def test_recording_is_the_documented_one() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from linnet.runtime.bitstream import FrameRecord
+from linnet.runtime.bitstream import FrameRecord, TilePlace
 from linnet.runtime.codec import Codec
 from linnet.runtime.errors import InputError, MachineError, UsageError
 from linnet.runtime.reader import Reader
@@ -35,14 +35,18 @@ def cipher() -> None:
 # The seal
 
 
+def at(frame: int, tile: int, quality: int = 0) -> TilePlace:
+    return TilePlace(frame, tile, quality)
+
+
 @pytest.mark.usefixtures("cipher")
 def test_a_seal_vouches_for_the_frame_record() -> None:
     sealer = Sealer(KEY)
     sealer.record = b"quality 50"
-    sealed = sealer.seal(b"a number plate", 3, 5)
-    assert Sealer(KEY, sealer.salt, b"quality 50").open(sealed, 3, 5) == b"a number plate"
+    sealed = sealer.seal(b"a number plate", at(3, 5))
+    assert Sealer(KEY, sealer.salt, b"quality 50").open(sealed, at(3, 5)) == b"a number plate"
     with pytest.raises(InputError, match="wrong key or modified"):
-        Sealer(KEY, sealer.salt, b"quality 51").open(sealed, 3, 5)
+        Sealer(KEY, sealer.salt, b"quality 51").open(sealed, at(3, 5))
 
 
 @pytest.mark.usefixtures("cipher")
@@ -50,11 +54,11 @@ def test_a_seal_vouches_for_the_frame_record() -> None:
 def test_what_is_sealed_opens_again(size: int) -> None:
     payload = random.Random(size).randbytes(size)
     sealer = Sealer(KEY)
-    sealed = sealer.seal(payload, 12, 34)
+    sealed = sealer.seal(payload, at(12, 34))
     assert len(sealed) == size + TAG_SIZE
     assert size < 16 or payload[:16] not in sealed
-    assert sealer.open(sealed, 12, 34) == payload
-    assert Sealer(KEY, sealer.salt).open(sealed, 12, 34) == payload
+    assert sealer.open(sealed, at(12, 34)) == payload
+    assert Sealer(KEY, sealer.salt).open(sealed, at(12, 34)) == payload
 
 
 @pytest.mark.usefixtures("cipher")
@@ -63,7 +67,7 @@ def test_known_answer() -> None:
     subkey = hmac.digest(hmac.digest(SALT, KEY, "sha256"), b"linnet sealed tile 1\x01", "sha256")  # HKDF, RFC 5869
     assert subkey.hex() == "f786568b3759b6f9904ebaa9aa2e2cd4cf2116476b563c146976e047144b580c"
     sealed = bytes.fromhex("2ccdba2b8fced65af5aa325de411f8485d40a91d7f49")
-    assert Sealer(KEY, SALT).open(sealed, 7, 0x01020304) == b"linnet"
+    assert Sealer(KEY, SALT).open(sealed, at(7, 0x020304, 1)) == b"linnet"
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
     nonce = bytes.fromhex("07000000 04030201 00000000")
@@ -72,13 +76,13 @@ def test_known_answer() -> None:
 
 def refused(sealer: Sealer, sealed: bytes, frame: int = 3, tile: int = 5) -> None:
     with pytest.raises(InputError, match=f"frame {frame}, tile {tile}: wrong key or modified tile"):
-        sealer.open(sealed, frame, tile)
+        sealer.open(sealed, at(frame, tile))
 
 
 @pytest.mark.usefixtures("cipher")
 def test_wrong_key_or_salt() -> None:
     sealer = Sealer(KEY)
-    sealed = sealer.seal(b"a number plate", 3, 5)
+    sealed = sealer.seal(b"a number plate", at(3, 5))
     refused(Sealer(KEY[::-1], sealer.salt), sealed)
     refused(Sealer(KEY, SALT), sealed)
     for bit in range(256):
@@ -90,7 +94,7 @@ def test_wrong_key_or_salt() -> None:
 @pytest.mark.usefixtures("cipher")
 def test_modified_tiles() -> None:
     sealer = Sealer(KEY)
-    sealed = sealer.seal(b"a number plate", 3, 5)
+    sealed = sealer.seal(b"a number plate", at(3, 5))
     for bit in range(8 * len(sealed)):
         flipped = bytearray(sealed)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -104,11 +108,11 @@ def test_modified_tiles() -> None:
 def test_tiles_cannot_change_places() -> None:
     sealer = Sealer(KEY)
     places = [(frame, tile) for frame in (0, 1, 3) for tile in (0, 1, 5)]
-    sealed = {place: sealer.seal(b"the same content", *place) for place in places}
+    sealed = {place: sealer.seal(b"the same content", at(*place)) for place in places}
     for here in places:
         for there in places:
             if here == there:
-                assert sealer.open(sealed[here], *there) == b"the same content"
+                assert sealer.open(sealed[here], at(*there)) == b"the same content"
             else:
                 refused(sealer, sealed[here], *there)
 
@@ -132,34 +136,34 @@ def test_nonces_never_repeat() -> None:
     frames = sorted({*range(500), *numbers, *(number << 8 for number in numbers), (1 << 32) - 1})
     for frame in frames:
         for tile in numbers:
-            sealer.seal(b"", frame, tile)
+            sealer.seal(b"", at(frame, tile))
     nonces = {nonce for nonce, _ in recorded.calls}
     assert len(nonces) == len(recorded.calls) == len(frames) * len(numbers)
     assert {len(nonce) for nonce in nonces} == {12}
     assert all(associated == sealer.salt + nonce[:8] for nonce, associated in recorded.calls)
     for place in [(1 << 32, 0), (1 << 32, 1 << 32)]:
         with pytest.raises(struct.error):  # numbers do not wrap round
-            sealer.seal(b"", *place)
+            sealer.seal(b"", at(*place))
 
 
 @pytest.mark.usefixtures("cipher")
 def test_one_salt_seals_each_place_once() -> None:
     sealer = Sealer(KEY)
     for place in [(4, 1), (4, 0), (7, 1), (7, 9)]:
-        sealer.seal(b"", *place)
+        sealer.seal(b"", at(*place))
     for place in [(7, 1), (7, 9), (4, 2), (0, 0)]:
         with pytest.raises(UsageError, match="this salt has served already"):
-            sealer.seal(b"", *place)
-    sealer.seal(b"", 7, 2)
+            sealer.seal(b"", at(*place))
+    sealer.seal(b"", at(7, 2))
     with ThreadPoolExecutor(8) as pool:
-        tries = [pool.submit(sealer.seal, b"", 8, tile % 50) for tile in range(400)]
+        tries = [pool.submit(sealer.seal, b"", at(8, tile % 50)) for tile in range(400)]
         assert sum(attempt.exception() is None for attempt in tries) == 50
 
 
 @pytest.mark.usefixtures("cipher")
 def test_the_salt_of_a_file_only_opens() -> None:
     with pytest.raises(UsageError, match="make a new Sealer"):
-        Sealer(KEY, SALT).seal(b"", 0, 0)
+        Sealer(KEY, SALT).seal(b"", at(0, 0))
 
 
 @pytest.mark.usefixtures("cipher")
@@ -170,18 +174,18 @@ def test_each_sealer_has_a_salt_of_its_own() -> None:
 @pytest.mark.usefixtures("cipher")
 def test_another_process_may_not_seal(monkeypatch: pytest.MonkeyPatch) -> None:
     sealer = Sealer(KEY)
-    sealed = sealer.seal(b"here", 0, 0)
+    sealed = sealer.seal(b"here", at(0, 0))
     monkeypatch.setattr(os, "getpid", lambda: -1)  # as it is after a fork
     with pytest.raises(UsageError, match="make a new Sealer"):
-        sealer.seal(b"there", 0, 1)
-    assert sealer.open(sealed, 0, 0) == b"here"
+        sealer.seal(b"there", at(0, 1))
+    assert sealer.open(sealed, at(0, 0)) == b"here"
 
 
 @pytest.mark.usefixtures("cipher")
 def test_several_threads_may_open() -> None:
     sealer = Sealer(KEY)
     payloads = [bytes([n]) * 5000 for n in range(64)]
-    sealed = [sealer.seal(payload, 0, n) for n, payload in enumerate(payloads)]
+    sealed = [sealer.seal(payload, at(0, n)) for n, payload in enumerate(payloads)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(sealer.open, sealed * 10, [0] * 640, list(range(64)) * 10)) == payloads * 10
 
