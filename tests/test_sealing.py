@@ -187,7 +187,8 @@ def test_several_threads_may_open() -> None:
     payloads = [bytes([n]) * 5000 for n in range(64)]
     sealed = [sealer.seal(payload, at(0, n)) for n, payload in enumerate(payloads)]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(sealer.open, sealed * 10, [0] * 640, list(range(64)) * 10)) == payloads * 10
+        places = [at(0, n) for n in range(64)] * 10
+        assert list(pool.map(sealer.open, sealed * 10, places)) == payloads * 10
 
 
 @pytest.mark.usefixtures("cipher")
