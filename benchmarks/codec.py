@@ -57,6 +57,15 @@ class LinnetSession:
     def encode(self, picture: Picture, setting: float) -> bytes:
         return self.open().encode(picture, quality=int(setting))
 
+    def encode_to_size(self, picture: Picture, size: int) -> bytes:
+        """About `size` bytes, or the smallest file there is where that is larger."""
+        from ..runtime.errors import UsageError
+
+        try:
+            return self.open().encode(picture, size=size)
+        except UsageError:
+            return self.open().encode(picture, quality=1)
+
     def decode(self, data: bytes) -> Picture:
         return self.open().decode(data)
 

@@ -6,7 +6,7 @@ It reads the JSON form of a report and nothing else, so a plot can be drawn agai
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .metrics import ms_ssim_db
 
@@ -16,8 +16,11 @@ LEGEND_INCHES = 3.5
 RATE_TICKS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Write the plot; the suffix of `path` chooses the format. Measured curves are solid, anchors thin and dashed."""
+def draw(report: dict[str, Any], output: Path | BinaryIO, kind: str | None = None) -> None:
+    """Write the plot as `kind` ("svg", ...), else as the suffix of the path says.
+
+    Measured curves are solid, anchors thin and dashed.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,7 +36,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         title = f"{set_name}: MS-SSIM in dB, -10 log10(1 - MS-SSIM)"
         _panel(right, sources, "ms_ssim", title, report["under_test"])
         right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small")
-    figure.savefig(path, dpi=120)
+    figure.savefig(output, dpi=120, format=kind)
 
 
 def _panel(axes: Any, sources: dict[str, Any], quality: str, title: str, under_test: str | None) -> None:

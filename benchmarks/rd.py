@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import MachineError, UsageError
-from .codec import LINNET_QUALITIES, Codec
+from .codec import LINNET, LINNET_QUALITIES, Codec
 
 if TYPE_CHECKING:
     from .anchors import Point
+    from .image_sets import Photograph
     from .measure import Job, Measurement
 
 SAVE_EVERY_SECONDS = 20.0
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--anchor-codecs", metavar="PART,...", help="only the anchors whose names contain one of these")
     add("--json", type=Path, metavar="FILE", help="write all results here; results already there are reused")
     add("--plot", type=Path, metavar="FILE", help="write the rate-distortion curves as a picture")
+    add("--html", type=Path, metavar="FILE", help="write a page with tables, curves and crops at equal bytes")
     add("--bundle", help="codec bundle of linnet (default: the shipped one)")
     add("--backend", default="auto", help="backend of linnet (default: auto)")
     add("--limit", type=_positive, metavar="N", help="at most N pictures of each set")
@@ -93,8 +97,32 @@ def run(arguments: argparse.Namespace, codec: Codec | None = None) -> int:
     if arguments.json:
         results_file.save(arguments.json, document, results, others)
     if arguments.plot:
-        _draw(document, arguments.plot)
+        with _wants_matplotlib(arguments.plot):
+            from . import plot
+
+            plot.draw(document, arguments.plot)
+    if arguments.html:
+        with _wants_matplotlib(arguments.html):
+            _write_page(arguments, document, photographs, codecs)
     return 0
+
+
+def _write_page(
+    arguments: argparse.Namespace, document: dict[str, Any], photographs: list[Photograph], codecs: dict[str, Codec]
+) -> None:
+    from tqdm import tqdm
+
+    from . import sheet
+    from .codec import LinnetSession
+
+    encode_to_size = None
+    if LINNET in codecs:
+        encode_to_size = LinnetSession(arguments.bundle, arguments.backend).encode_to_size
+
+    def progress(shown: Sequence[Photograph]) -> Iterable[Photograph]:
+        return tqdm(shown, unit="picture", desc="comparing", disable=None)
+
+    sheet.write(arguments.html, document, photographs, codecs, encode_to_size, progress)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -103,7 +131,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("no pictures given: name files, folders or NAME=FOLDER")
     if arguments.anchors and arguments.limit:
         raise UsageError("--anchors are averages over whole sets: leave out --limit")
-    for path in (arguments.json, arguments.plot):
+    for path in (arguments.json, arguments.plot, arguments.html):
         if path is not None and not path.resolve().parent.is_dir():
             raise UsageError(f"{path}: the folder does not exist; create it first")
 
@@ -191,10 +219,9 @@ def _list_peers() -> str:
     return "\n".join(lines + [f"{name:<20}absent: {reason}" for name, reason in absent.items()])
 
 
-def _draw(document: dict[str, Any], path: Path) -> None:
+@contextmanager
+def _wants_matplotlib(path: Path) -> Iterator[None]:
     try:
-        from . import plot
-
-        plot.draw(document, path)
+        yield
     except ImportError as error:
         raise MachineError(f"{path}: not drawn, matplotlib is missing; pip install 'linnet[bench]'") from error

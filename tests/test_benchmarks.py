@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import pickle
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from linnet.benchmarks import host, metrics, mosaic, peers, rd, report, speed, timing
+from linnet.benchmarks import host, metrics, mosaic, peers, rd, report, sheet, speed, timing
 from linnet.benchmarks.codec import Codec, linnet_codec
 from linnet.benchmarks.measure import Measurement
 from linnet.runtime.errors import InputError, LinnetError, UsageError
@@ -256,6 +257,35 @@ def test_rd_measures_resumes_and_draws(
     monkeypatch.setattr("linnet.benchmarks.measure.measure", None)  # everything is there: nothing may be measured
     assert rd.run(rd_arguments(*words)) == 0
     assert "40 of 40 results are reused" in capsys.readouterr().out
+
+
+def test_rd_draws_a_page_that_stands_alone(folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = folder.parent / "rd.html"
+    words = (f"noise={folder}", "--qualities", "20,60", "--peers", "webp-m4", "--html", page)
+    assert rd.run(rd_arguments(*words)) == 0
+    text = page.read_text()
+    assert text.count("<svg") == 1 and text.count("data:image/png;base64,") == 2 * len(sheet.RATES) * 4  # with the original
+    assert "http:" not in re.sub(r'xmlns\S*="[^"]*"|http://www.w3.org\S*|http://purl.org\S*', "", text)
+    assert "<script" not in text and "<link" not in text
+    for name in ("linnet", "webp-m4", "jpeg-420"):
+        assert f"<td>{name}<td>" in text
+
+
+def test_beside_linnet_a_peer_has_no_fewer_bytes(photograph: np.ndarray) -> None:
+    jpeg = peers.available(["jpeg-420"])[0]["jpeg-420"]
+    sizes = [len(jpeg.encode(photograph, quality)) for quality in range(1, 91)]
+    for size in (sizes[0] - 1, sizes[20], sizes[20] + 1, sizes[-1] + 1):
+        found = len(sheet.no_smaller(jpeg, photograph, size))
+        assert found == min((s for s in sizes if s >= size), default=sizes[-1])
+
+
+def test_crops_show_where_there_is_something_to_see() -> None:
+    picture = np.full((700, 900, 3), 90, np.uint8)
+    picture[340:560, 670:890] = mosaic.texture(220, 220)
+    y, x = sheet.most_detailed(picture, sheet.CROP)
+    assert abs(y - 340) <= sheet.CROP // 2 and abs(x - 670) <= sheet.CROP // 2
+    assert sheet.most_detailed(picture[:50, :60], sheet.CROP) == (0, 0)
 
 
 def test_rd_keeps_results_it_does_not_ask_for_and_replaces_old_versions(folder: Path) -> None:
