@@ -15,8 +15,9 @@ from .bitstream import Tile
 from .coding import TileCoder
 from .errors import InputError
 from .latents import quality_value, split_latent
-from .levels import enlarge, halve
+from .levels import enlarge
 from .reader import Reader
+from .rows import RowBuffer, RowHalver
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
 if TYPE_CHECKING:
@@ -45,32 +46,27 @@ def strips(
     """
     halo, band = codec.synthesis_halo * BLOCK, band_height(grid.tile)
     needed = window.aligned(BLOCK).grown(halo, grid.padded)
-    held: dict[int, tuple[Rect, np.ndarray]] = {}
+    whole_tiles = grid.covering(needed)
+    latents = RowBuffer(whole_tiles.x // BLOCK, whole_tiles.y // BLOCK)
     y = window.y
     while y < window.bottom:
         strip = Rect(window.x, y, window.width, min((y // band + 1) * band, window.bottom) - y)
         seen = strip.aligned(BLOCK).grown(halo, grid.padded)
-        bands = range(seen.y // band, (seen.bottom - 1) // band + 1)
-        for number in bands:
-            if number not in held:
-                part = Rect(needed.x, number * band, needed.width, band)
-                area = grid.covering(part.common(needed))
-                held[number] = area, latents_of(area)
-        held = {number: held[number] for number in bands}
-        first, last = held[bands[0]][0], held[bands[-1]][0]
-        canvas = np.concatenate([latents for _, latents in held.values()]) if len(held) > 1 else held[bands[0]][1]
-        yield _synthesise(
-            codec, canvas, Rect(first.x, first.y, first.width, last.bottom - first.y), strip, quality, grid
-        )
+        latents.forget(seen.y // BLOCK)
+        while latents.bottom * BLOCK < seen.bottom:
+            top = latents.bottom * BLOCK
+            part = Rect(needed.x, top, needed.width, (top // band + 1) * band - top)
+            latents.append(latents_of(grid.covering(part.common(needed))))
+        yield _synthesise(codec, latents, strip, quality, grid)
         y = strip.bottom
 
 
-def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, quality: int, grid: TileGrid) -> np.ndarray:
-    """Pixels of `window` from the decoded latents `canvas` of `area`."""
+def _synthesise(codec: Codec, latents: RowBuffer, window: Rect, quality: int, grid: TileGrid) -> np.ndarray:
+    """Pixels of `window` from decoded latents that cover it and its halo."""
     pixels = np.empty((window.height, window.width, 3), np.uint8)
     for piece in compute_tiles(window, COMPUTE_WIDTH, window.height):
         seen = piece.aligned(BLOCK).grown(codec.synthesis_halo * BLOCK, grid.padded)
-        latent = np.ascontiguousarray(view(canvas, seen.scaled(1, BLOCK), area.scaled(1, BLOCK)))[None]
+        latent = np.ascontiguousarray(latents.get(seen.scaled(1, BLOCK)))[None]
         channels = codec.bundle.latent_channels
         companded = np.full((*latent.shape[:3], channels + 1), quality_value(quality), np.int8)
         np.take(codec.bundle.companding, latent[..., :channels].view(np.uint8) ^ 128, out=companded[..., :-1])
@@ -218,12 +214,8 @@ def window_strips(decoders: dict[int, LevelDecoder], level: int, window: Rect) -
     width, height = (-(-side >> (finer_level - stored)) for side in (grid.width, grid.height))
     right, bottom = min(2 * window.right, width), min(2 * window.bottom, height)
     finer = Rect(2 * window.x, 2 * window.y, right - 2 * window.x, bottom - 2 * window.y)
-    unpaired: np.ndarray | None = None
-    y = finer.y
+    halver = RowHalver(finer.height)
     for pixels in window_strips(decoders, finer_level, finer):
-        y += len(pixels)
-        rows = pixels if unpaired is None else np.concatenate([unpaired, pixels])
-        paired = len(rows) if y == finer.bottom else len(rows) // 2 * 2
-        unpaired = rows[paired:] if paired < len(rows) else None
-        if paired:
-            yield halve(rows[:paired])
+        halved = halver(pixels)
+        if len(halved):
+            yield halved

@@ -16,7 +16,7 @@ from . import core
 from .bitstream import FrameRecord, Metadata
 from .coding import TileCoder
 from .decoder import strips
-from .rows import FrameRows, RowBuffer
+from .rows import FrameRows, LevelRows
 from .sealing import Protection, Sealer, sealed_tiles
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
@@ -71,13 +71,12 @@ def encode_frame(
     levels = _level_encoders(codec, record, put)
     finest, coarser = levels[0], levels[1:]
 
-    def band(area: Rect) -> np.ndarray:
-        """Decoded latents of the band `area`, coded on the way."""
-        needed = min(area.bottom + finest.halo, frame.height)
-        while finest.rows.bottom < needed:
-            count = min(band_height(record.grid.tile), frame.height - finest.rows.bottom)
-            finest.rows.append(frame.rows(finest.rows.bottom, count))
-        latents = finest.encode(area)
+    def band(area: Rect, *, decoded: bool = True) -> np.ndarray | None:
+        """Code the band `area`; its decoded latents where they are asked for."""
+        missing = min(area.bottom + finest.halo, frame.height) - finest.rows.bottom
+        if missing > 0:
+            finest.rows.append(frame.rows(finest.rows.bottom, missing))
+        latents = finest.encode(area, decoded=decoded)
         for level in coarser:
             level.encode_ready()
         return latents
@@ -90,17 +89,17 @@ def encode_frame(
         proof = hashing.digest()
     else:
         for area in finest.bands():
-            band(area)
+            band(area, decoded=False)
     writer.end(proof)
 
 
 def _level_encoders(codec: Codec, record: FrameRecord, put: Callable[[int, bytes], None]) -> list[_LevelEncoder]:
     """The stored levels, finest first, their row buffers chained through the levels that are not stored."""
-    buffer: RowBuffer | None = None
-    buffers: dict[int, RowBuffer] = {}
+    buffer: LevelRows | None = None
+    buffers: dict[int, LevelRows] = {}
     for level in reversed(range(len(record.qualities))):
         height = -(-record.grid.height >> level)
-        buffer = buffers[level] = RowBuffer(height, buffer, kept=level in record.levels)
+        buffer = buffers[level] = LevelRows(height, buffer, kept=level in record.levels)
     return [
         _LevelEncoder(codec, grid, record.qualities[level], buffers[level], record.first_tile(level), put)
         for level, grid in record.levels.items()
@@ -115,7 +114,7 @@ class _LevelEncoder:
         codec: Codec,
         grid: TileGrid,
         quality: int,
-        rows: RowBuffer,
+        rows: LevelRows,
         first_tile: int,
         put: Callable[[int, bytes], None],
     ) -> None:
@@ -134,14 +133,14 @@ class _LevelEncoder:
     def encode_ready(self) -> None:
         """Encode every band whose rows have all arrived."""
         while self._next is not None and self.rows.bottom >= min(self._next.bottom + self.halo, self.rows.height):
-            self.encode(self._next)
+            self.encode(self._next, decoded=False)
             self._next = next(self._waiting, None)
 
-    def encode(self, area: Rect) -> np.ndarray:
-        """Code the tiles of the band `area`; returns its decoded latents (h, w, 2 C) int8."""
+    def encode(self, area: Rect, *, decoded: bool) -> np.ndarray | None:
+        """Code the tiles of the band `area`; returns its `decoded` latents (h, w, 2 C) int8, larger than its pixels."""
         grid, tile = self._grid, self._grid.tile
         shape = (area.height // BLOCK, area.width // BLOCK, 2 * self._codec.bundle.latent_channels)
-        decoded = np.empty(shape, np.int8)
+        canvas = np.empty(shape, np.int8) if decoded else None
         for piece in compute_tiles(area, max(1, COMPUTE_WIDTH // tile) * tile, area.height):
             latents = self._analyse(piece)
             numbers = grid.touching(piece)
@@ -150,14 +149,15 @@ class _LevelEncoder:
                 parts = np.stack([view(latents, rect.scaled(1, BLOCK), piece.scaled(1, BLOCK)) for rect in rects])
                 for number, rect, payload, part in zip(group, rects, *self._coder.encode(parts), strict=True):
                     self._put(self._first_tile + number, payload)
-                    view(decoded, rect.scaled(1, BLOCK), area.scaled(1, BLOCK))[...] = part
+                    if canvas is not None:
+                        view(canvas, rect.scaled(1, BLOCK), area.scaled(1, BLOCK))[...] = part
         self.rows.forget(area.bottom - self.halo)
-        return decoded
+        return canvas
 
     def _analyse(self, piece: Rect) -> np.ndarray:
         """Latents (h, w, C) float32 of `piece`, computed with the neighbours that the analysis sees."""
         seen = piece.grown(self.halo, self._grid.padded)
-        rows = self.rows.get(seen.y, min(seen.bottom, self.rows.height))
-        planes = core.pixels_to_planes(rows, seen.x, 0, seen.width, seen.height)
+        pixels = self.rows.get(seen.common(Rect(0, 0, self._grid.width, self._grid.height)))
+        planes = core.pixels_to_planes(pixels, 0, 0, seen.width, seen.height)
         result = self._codec.backend.run("analysis", {"planes": planes[None]})[0][0]
         return view(result, piece.scaled(1, BLOCK), seen.scaled(1, BLOCK))
