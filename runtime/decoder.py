@@ -6,6 +6,7 @@ The synthesis sees real neighbours across tile borders, so a window equals the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from .bitstream import Tile
 from .coding import TileCoder
 from .errors import InputError
 from .latents import quality_value, split_latent
-from .levels import enlarge
+from .levels import enlarge, level_size
 from .reader import Reader
 from .rows import RowBuffer, RowHalver
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
@@ -76,28 +77,35 @@ def _synthesise(codec: Codec, latents: RowBuffer, window: Rect, quality: int, gr
     return pixels
 
 
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What to decode of a file, and how."""
+
+    region: tuple[int, int, int, int] | None = None
+    """(x, y, width, height) in pixels of `level`: only the tiles that it and the halo touch are read and decoded."""
+    frame: int = 0
+    level: int = 0
+    """Level l has 1 / 2**l of the width and height; one that is not stored comes from the next finer one."""
+    key: bytes | None = None
+    """32 bytes that open encrypted tiles, which are grey otherwise."""
+    conceal: bool = False
+    """Fill damaged or lost tiles from the overview; they are an InputError otherwise."""
+    blanks: list[str] = field(default_factory=list)
+    """Gets a sentence for each tile that is not what was encoded."""
+    progress: Progress | None = None
+    """Called with (tiles done, tiles)."""
+
+
 class LevelDecoder:
     """Windows of one stored level of one frame."""
 
-    def __init__(
-        self,
-        codec: Codec,
-        reader: Reader,
-        frame: int,
-        level: int,
-        *,
-        opener: Opener | None,
-        conceal: bool,
-        blanks: list[str],
-        progress: Progress | None = None,
-    ) -> None:
-        self._codec, self._reader, self._frame, self._level = codec, reader, frame, level
-        self.record = reader.record(frame)
+    def __init__(self, codec: Codec, reader: Reader, level: int, options: DecodeOptions, opener: Opener | None) -> None:
+        self._codec, self._reader, self._level, self._options, self._opener = codec, reader, level, options, opener
+        self.record = reader.record(options.frame)
         self.grid = self.record.levels[level]
         self._quality = self.record.qualities[level]
         self._first_tile = self.record.first_tile(level)
         self._coder = TileCoder(codec.bundle, codec.backend, self._quality, codec.pool)
-        self._opener, self._conceal, self._blanks, self._progress = opener, conceal, blanks, progress
         self._hidden: list[Rect] = []
         self._done = 0
 
@@ -126,8 +134,8 @@ class LevelDecoder:
         def put(number: int, part: np.ndarray) -> None:
             view(canvas, self.grid.rect(number).scaled(1, BLOCK), area.scaled(1, BLOCK))[...] = part
             self._done += 1
-            if self._progress:
-                self._progress(self._done, self._total)
+            if self._options.progress:
+                self._options.progress(self._done, self._total)
 
         for number in [number for number, payload in payloads.items() if payload is None]:
             del payloads[number]
@@ -148,16 +156,16 @@ class LevelDecoder:
         stored = [self._first_tile + number for number in numbers]
         tiles: dict[int, Tile | None] = {}
         try:
-            tiles.update(self._reader.tiles(self._frame, stored))
+            tiles.update(self._reader.tiles(self._options.frame, stored))
         except InputError:
-            if not self._conceal:
+            if not self._options.conceal:
                 raise
             for number in stored:
                 try:
-                    tiles.update(self._reader.tiles(self._frame, [number]))
+                    tiles.update(self._reader.tiles(self._options.frame, [number]))
                 except InputError as error:
                     tiles[number] = None
-                    self._blanks.append(f"{error}: concealed")
+                    self._options.blanks.append(f"{error}: concealed")
         return {number: self._opened(number, tiles[self._first_tile + number]) for number in numbers}
 
     def _opened(self, number: int, tile: Tile | None) -> bytes | None:
@@ -165,7 +173,7 @@ class LevelDecoder:
             return tile.payload if tile else None
         if self._opener is None:
             self._hidden.append(self.grid.rect(number))
-            self._blanks.append(f"{self._name(number)} is encrypted: blank without the key")
+            self._options.blanks.append(f"{self._name(number)} is encrypted: blank without the key")
             return None
         return self._opener.open(tile.payload, self.record.number, self._first_tile + number)
 
@@ -193,9 +201,8 @@ class LevelDecoder:
         factor = 1 << (coarser - self._level)
         x, y = rect.x // factor, rect.y // factor
         window = Rect(x, y, -(-rect.right // factor) - x, -(-rect.bottom // factor) - y)
-        decoder = LevelDecoder(
-            self._codec, self._reader, self._frame, coarser, opener=self._opener, conceal=True, blanks=self._blanks
-        )
+        options = replace(self._options, conceal=True, progress=None)
+        decoder = LevelDecoder(self._codec, self._reader, coarser, options, self._opener)
         pixels = np.concatenate(list(decoder.strips(window)))
         return None if decoder._hidden else enlarge(pixels, factor, rect.width, rect.height)
 
@@ -211,7 +218,7 @@ def window_strips(decoders: dict[int, LevelDecoder], level: int, window: Rect) -
     finer_level = level - 1
     stored = max(stored for stored in decoders if stored < level)
     grid = decoders[stored].grid
-    width, height = (-(-side >> (finer_level - stored)) for side in (grid.width, grid.height))
+    width, height = level_size(grid.width, grid.height, finer_level - stored)
     right, bottom = min(2 * window.right, width), min(2 * window.bottom, height)
     finer = Rect(2 * window.x, 2 * window.y, right - 2 * window.x, bottom - 2 * window.y)
     halver = RowHalver(finer.height)
