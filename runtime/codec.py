@@ -108,7 +108,7 @@ class Codec:
 
     def decode(self, data: Source, *, max_pixels: int = MAX_OUTPUT_PIXELS, **options: Any) -> np.ndarray:
         """Decode .lnt bytes, a file or a Reader to (H, W, 3) uint8 RGB; `options` are the fields of `DecodeOptions`."""
-        window, strips = self._window(data, DecodeOptions(**options))
+        window, strips = self.window(data, **options)
         if window.width * window.height > max_pixels:
             raise UsageError(
                 f"{window.width}x{window.height} pixels are more than the limit of {max_pixels}: "
@@ -132,10 +132,11 @@ class Codec:
         `options` are the fields of `DecodeOptions`. InputError for damaged or lost tiles unless they are concealed,
         for a wrong key and for an unknown bundle; UsageError for a region outside the frame.
         """
-        return self._window(data, DecodeOptions(**options))[1]
+        return self.window(data, **options)[1]
 
-    def _window(self, data: Source, options: DecodeOptions) -> tuple[Rect, Iterator[np.ndarray]]:
-        """Where in its level the window is, and its pixels by strips."""
+    def window(self, data: Source, **fields: Any) -> tuple[Rect, Iterator[np.ndarray]]:
+        """The window in pixels of its level, and what `strips` gives; nothing is decoded yet."""
+        options = DecodeOptions(**fields)
         reader = data if isinstance(data, Reader) else Reader(data)
         record = reader.record(options.frame)
         if record.bundle.hex() != self.bundle.identity:
