@@ -22,6 +22,7 @@ BENCHMARKS = {
     "rd": "quality against file size, beside other codecs",
     "speed": "megapixels per second, beside other codecs",
     "region": "a window of a large frame, and what tiles cost, beside other formats",
+    "memory": "peak memory of encoding a huge frame and of decoding windows of it",
 }
 INTERRUPTED = 130
 TERMINATED = 143
