@@ -62,10 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.no_memory:
             document["peak_mib"] = {
                 name: {
-                    direction: call("memory", common | {"codec": name, "direction": direction, "setting": t["setting"]})
+                    direction: call("peak_memory", common | {"codec": name, "direction": direction} | setting)
                     for direction in ("encode", "decode")
                 }
-                for name, t in document["timings"].items()
+                for name, setting in ((n, {"setting": t["setting"]}) for n, t in document["timings"].items())
             }
     document["summary"] = summarise(document)
     if arguments.json:

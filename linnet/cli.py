@@ -22,6 +22,7 @@ BENCHMARKS = {
     "rd": "quality against file size, beside other codecs",
     "speed": "megapixels per second, beside other codecs",
     "region": "a window of a large frame, and what tiles cost, beside other formats",
+    "memory": "peak memory of encoding a huge frame and of decoding windows of it",
 }
 FAVOURED_STEPS = 20
 SIZE_TOLERANCE = 0.03
@@ -313,31 +314,31 @@ def _encode(options: argparse.Namespace) -> int:
     from time import perf_counter
 
     from . import files, images, pictures
+    from .runtime.writer import PictureWriter
 
     _refuse_picture_name(options.output)
     protection = _protection(options)
-    picture = images.read(options.input)
-    _say(options.input, picture.notes)
-    codec = pictures.codec(options.bundle, options.backend, options.threads)
-    height, width = picture.pixels.shape[:2]
-    size = options.size if options.bpp is None else max(1, round(options.bpp * width * height / 8))
-    started = perf_counter()
-    with _about(options.input), _Bar("encoding") as progress:
-        data = codec.encode(
-            picture.pixels, quality=options.quality, size=size, favoured=options.roi, tile=options.tile,
-            levels=options.levels, metadata=picture.metadata, digest=options.digest, protection=protection,
-            progress=progress,
-        )  # fmt: skip
-    seconds = perf_counter() - started
-    if size is not None and abs(len(data) / size - 1) > SIZE_TOLERANCE:
-        _say(options.output, [f"{len(data)} bytes, not {size}: that is as near as quality 1 to 100 comes"])
-    with files.writing(options.output) as output:
-        output.write(data)
+    with images.opened(options.input) as picture:
+        width, height = picture.frame.width, picture.frame.height
+        wanted = options.size if options.bpp is None else max(1, round(options.bpp * width * height / 8))
+        codec = pictures.codec(options.bundle, options.backend, options.threads)
+        started = perf_counter()
+        with files.rewritable(options.output) as output, _about(options.input), _Bar("encoding") as progress:
+            writer = PictureWriter(output)
+            codec.encode_frame(
+                writer, picture.frame, quality=options.quality, size=wanted, favoured=options.roi, tile=options.tile,
+                levels=options.levels, metadata=picture.metadata, digest=options.digest, protection=protection,
+                progress=progress,
+            )  # fmt: skip
+        seconds = perf_counter() - started
+        _say(options.input, picture.notes)
+    pixels, size = width * height, writer.bytes_written
+    if wanted is not None and abs(size / wanted - 1) > SIZE_TOLERANCE:
+        _say(options.output, [f"{size} bytes, not {wanted}: that is as near as quality 1 to 100 comes"])
     if sys.stderr.isatty():
-        pixels = width * height
         print(
-            f"{files.shown(options.output, output=True)}: {width}x{height}, {len(data)} bytes, "
-            f"{8 * len(data) / pixels:.3f} bits per pixel, {pixels / 1e6 / seconds:.1f} MP/s",
+            f"{files.shown(options.output, output=True)}: {width}x{height}, {size} bytes, "
+            f"{8 * size / pixels:.3f} bits per pixel, {pixels / 1e6 / seconds:.1f} MP/s",
             file=sys.stderr,
         )
     return 0
@@ -372,12 +373,17 @@ def _decode(options: argparse.Namespace) -> int:
             metadata = reader.metadata(options.frame)
         codec = pictures.codec(options.bundle, options.backend, options.threads)
         with _about(options.input), _Bar("decoding") as progress:
-            pixels = codec.decode(
-                reader, region=options.region, frame=options.frame, level=options.level, key=key,
-                conceal=options.conceal, blanks=blanks, progress=progress,
-            )  # fmt: skip
+            wanted = {
+                "region": options.region, "frame": options.frame, "level": options.level, "key": key,
+                "conceal": options.conceal, "blanks": blanks, "progress": progress,
+            }  # fmt: skip
+            if images.output_format(options.output) == "TIFF":
+                window, strips = codec.window(reader, **wanted)
+                notes = images.write_strips(options.output, window.width, window.height, strips, metadata)
+            else:
+                notes = images.write(options.output, codec.decode(reader, **wanted), metadata)
         _say(options.input, [*reader.damage, *blanks])
-    _say(options.output, images.write(options.output, pixels, metadata))
+    _say(options.output, notes)
     return 0
 
 

@@ -94,6 +94,18 @@ def writing(path: str) -> Iterator[BinaryIO]:
         raise MachineError(f"{path}: {reason(error)}; the output was not written") from error
 
 
+@contextmanager
+def rewritable(path: str) -> Iterator[BinaryIO]:
+    """As `writing`, and the output can be rewound: for a pipe or a device it is collected in memory first."""
+    with writing(path) as output:
+        if path != PIPE and stat.S_ISREG(os.fstat(output.fileno()).st_mode):
+            yield output
+            return
+        collected = io.BytesIO()
+        yield collected
+        output.write(collected.getbuffer())
+
+
 def reason(error: OSError) -> str:
     """What the system says, in the middle of a sentence."""
     return (error.strerror or str(error)).lower()

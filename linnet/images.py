@@ -1,5 +1,8 @@
 """PNG, JPEG, TIFF and WebP in and out: 8-bit RGB pixels, and the EXIF, XMP and ICC blocks beside them, untouched.
 
+`read` and `write` take whole pictures. `opened` and `write_strips` take them row by row where the format allows it,
+which is TIFF, so that memory grows with the width only.
+
 Pixels are never rotated: an EXIF orientation travels with the EXIF block and the viewer applies it, as before. What
 8-bit RGB cannot hold (alpha, 16 bits, more pages) is reduced in one documented way, and `Picture.notes` says so.
 EXIF is the bare TIFF structure here, without the `Exif\\0\\0` that JPEG puts in front of it.
@@ -9,10 +12,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin
@@ -20,9 +23,14 @@ from PIL import Image, ImageFile, PngImagePlugin
 from . import files
 from .runtime.bitstream import Metadata
 from .runtime.errors import InputError, UsageError
+from .runtime.rows import ArrayRows, FrameRows
 
 LARGEST_PIXELS = 1 << 29
-"""Pictures beyond 536 megapixels are refused unread: three times that many bytes would be allocated."""
+"""Pictures beyond 536 megapixels are not read whole: three times that many bytes would be allocated."""
+BY_ROWS_PIXELS = 1 << 22
+"""TIFF pictures beyond 4 megapixels are read by rows."""
+TELL_PIXELS = 1 << 26
+"""Beyond 67 megapixels a note says why a TIFF was held in memory whole."""
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
@@ -33,6 +41,7 @@ PNG_COMPRESSION_LEVEL = 3
 WEBP_METHOD = 0
 """Of libwebp's 0..6, lossless; on the same photograph nearly four times as fast as the usual 4, and 6 % larger."""
 
+FLATTENED = "transparency was flattened onto white"
 JPEG_SEGMENT_BYTES = 65533
 EXIF_PREFIX = b"Exif\0\0"
 XMP_JPEG_PREFIX_BYTES = len(b"http://ns.adobe.com/xap/1.0/\0")
@@ -76,18 +85,46 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
+@dataclass
+class OpenPicture:
+    """A picture whose rows are read when they are asked for. `notes` grow until the last row was."""
+
+    frame: FrameRows
+    metadata: Metadata
+    _notes: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        flattened = getattr(self.frame, "flattened", False)
+        return [*self._notes, FLATTENED] if flattened else self._notes
+
+
 def read(path: str) -> Picture:
     """The picture in a file, or on stdin for `-`."""
+    with files.reading(path) as source, _reading(path, source) as image:
+        return _whole(image)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[OpenPicture]:
+    """The picture in a file (or on stdin for `-`) as rows: those of a large TIFF are read when they are asked for.
+
+    Needs the extra `tiff` for that; without it, and for kinds of TIFF that cannot be read so, the whole picture is.
+    """
+    with files.reading(path) as source:
+        with _reading(path, source) as image:
+            picture = _by_rows(image, source)
+        yield picture
+
+
+@contextmanager
+def _reading(path: str, source: BinaryIO) -> Iterator[ImageFile.ImageFile]:
+    """The opened picture; what goes wrong becomes an InputError that names the file."""
     name = files.shown(path)
-    with files.reading(path) as source, _large_pictures_allowed():
+    with _large_pictures_allowed():
         try:
             with Image.open(source, formats=("PNG", "JPEG", "TIFF", "WEBP")) as image:
-                if image.width * image.height > LARGEST_PIXELS:
-                    raise InputError(
-                        f"{name}: {image.width}x{image.height} pixels are beyond the limit of {LARGEST_PIXELS}; "
-                        "cut the picture into parts"
-                    )
-                return _picture(image)
+                yield image
         except InputError as error:
             raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from error
         except Image.UnidentifiedImageError as error:
@@ -96,6 +133,33 @@ def read(path: str) -> Picture:
             raise InputError(f"{name}: does not fit into this machine's memory; cut the picture into parts") from error
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
             raise InputError(f"{name}: the picture is damaged ({error}); get another copy") from error
+
+
+def _whole(image: ImageFile.ImageFile, remedy: str = "cut the picture into parts") -> Picture:
+    if image.width * image.height > LARGEST_PIXELS:
+        raise InputError(f"{image.width}x{image.height} pixels are beyond the limit of {LARGEST_PIXELS}; {remedy}")
+    return _picture(image)
+
+
+def _by_rows(image: ImageFile.ImageFile, source: BinaryIO) -> OpenPicture:
+    pixels = image.width * image.height
+    why, remedy = "", "write it as TIFF, which is read by rows, or cut it into parts"
+    if image.format == "TIFF" and pixels > BY_ROWS_PIXELS:
+        try:
+            from .tiff import NotByRows, TiffRows
+
+            metadata, notes = _without_foreign_profile(_tiff_metadata(image), _known_notes(image))
+            return OpenPicture(TiffRows(source), metadata, notes)
+        except ImportError:
+            why = "tifffile is not installed"
+            remedy = "TIFF is read by rows with pip install 'linnet[tiff]'"
+        except NotByRows as reason:
+            why, remedy = str(reason), f"it cannot be read by rows ({reason}): cut it into parts"
+    picture = _whole(image, remedy)
+    notes = list(picture.notes)
+    if why and pixels > TELL_PIXELS:
+        notes.append(f"all of it was held in memory: {why}")
+    return OpenPicture(ArrayRows(picture.pixels), picture.metadata, notes)
 
 
 def output_format(path: str) -> str:
@@ -119,10 +183,30 @@ def write(path: str, pixels: np.ndarray, metadata: Metadata) -> tuple[str, ...]:
             f"{pixels.shape[1]}x{pixels.shape[0]}; write PNG or TIFF"
         )
     options, notes = _save_options(format_name, metadata)
-    image = Image.fromarray(pixels)
     with files.writing(path) as output:
-        image.save(output, format_name, **options)
+        if format_name == "TIFF":
+            _write_tiff(output, pixels.shape[1], pixels.shape[0], [pixels], options)
+        else:
+            Image.fromarray(pixels).save(output, format_name, **options)
     return notes
+
+
+def write_strips(
+    path: str, width: int, height: int, strips: Iterable[np.ndarray], metadata: Metadata
+) -> tuple[str, ...]:
+    """Writes strips (rows, width, 3) uint8 RGB as a TIFF while they come; returns notes as `write` does."""
+    options, notes = _save_options("TIFF", metadata)
+    with files.writing(path) as output:
+        _write_tiff(output, width, height, strips, options)
+    return notes
+
+
+def _write_tiff(
+    output: BinaryIO, width: int, height: int, strips: Iterable[np.ndarray], options: dict[str, Any]
+) -> None:
+    from . import tiff
+
+    tiff.write_rows(output, width, height, strips, options.get("exif", Image.Exif()), options.get("icc_profile"))
 
 
 @contextmanager
@@ -136,14 +220,7 @@ def _large_pictures_allowed() -> Iterator[None]:
 
 
 def _picture(image: ImageFile.ImageFile) -> Picture:
-    notes = []
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        notes.append(f"only the first of {pages} pictures in the file is used")
-    if any(kind == "APP1" and JPEG_XMP_EXTENSION in body[:64] for kind, body in getattr(image, "applist", ())):
-        notes.append("the XMP extension segments were dropped; the main XMP packet is kept")
-    if ";16" in str(image.tile):
-        notes.append("16-bit samples were cut to their upper 8 bits")
+    notes = _known_notes(image)
     orientation = None
     if image.format == "TIFF":
         orientation = image.getexif().get(ORIENTATION_TAG)
@@ -153,13 +230,30 @@ def _picture(image: ImageFile.ImageFile) -> Picture:
         image.load()
         metadata = _metadata(image)  # after loading: a PNG may keep its EXIF behind the pixels
     pixels, reductions = _rgb(image)
-    notes += reductions
     if orientation in UNDO_ORIENTATION:
         pixels = pixels.transpose(UNDO_ORIENTATION[orientation])
-    if metadata.icc is not None and metadata.icc[ICC_COLOUR_SPACE] != b"RGB ":
-        metadata = Metadata(exif=metadata.exif, xmp=metadata.xmp, icc=None)
-        notes.append("the ICC profile was dropped: it does not describe RGB pixels")
+    metadata, notes = _without_foreign_profile(metadata, notes + reductions)
     return Picture(np.asarray(pixels), metadata, tuple(notes))
+
+
+def _known_notes(image: ImageFile.ImageFile) -> list[str]:
+    """What will not be kept, as far as it is known before the pixels are read."""
+    notes = []
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        notes.append(f"only the first of {pages} pictures in the file is used")
+    if any(kind == "APP1" and JPEG_XMP_EXTENSION in body[:64] for kind, body in getattr(image, "applist", ())):
+        notes.append("the XMP extension segments were dropped; the main XMP packet is kept")
+    if ";16" in str(image.tile[:1]):
+        notes.append("16-bit samples were cut to their upper 8 bits")
+    return notes
+
+
+def _without_foreign_profile(metadata: Metadata, notes: list[str]) -> tuple[Metadata, list[str]]:
+    if metadata.icc is None or metadata.icc[ICC_COLOUR_SPACE] == b"RGB ":
+        return metadata, notes
+    dropped = "the ICC profile was dropped: it does not describe RGB pixels"
+    return Metadata(exif=metadata.exif, xmp=metadata.xmp, icc=None), [*notes, dropped]
 
 
 def _rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
@@ -174,7 +268,7 @@ def _rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
         if rgba.getextrema()[3][0] == 255:
             return rgba.convert("RGB"), []
         white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB"), ["transparency was flattened onto white"]
+        return Image.alpha_composite(white, rgba).convert("RGB"), [FLATTENED]
     if image.mode == "CMYK":
         return image.convert("RGB"), ["CMYK was converted to RGB without its colour profile"]
     if image.mode == "RGB":

@@ -30,13 +30,17 @@ CODECS_KEPT = 4
 """Opened codecs remembered; the one that was not used for longest goes first."""
 
 
+_opening = threading.Lock()
+
+
 def codec(bundle: str | None = None, backend: str = defaults.BACKEND, threads: int | None = None) -> Codec:
-    """The opened codec for these settings: the same object each time, another one in another thread."""
-    return _codec_of_thread(threading.get_ident(), bundle, backend, threads)
+    """The opened codec for these settings, the same object each time and for all threads, which may use it at once."""
+    with _opening:
+        return _opened(bundle, backend, threads)
 
 
 @lru_cache(maxsize=CODECS_KEPT)
-def _codec_of_thread(thread: int, bundle: str | None, backend: str, threads: int | None) -> Codec:
+def _opened(bundle: str | None, backend: str, threads: int | None) -> Codec:
     return Codec.open(bundle, backend, threads)
 
 
@@ -148,7 +152,10 @@ class Frame:
 
 
 class File(Sequence[Frame]):
-    """An open file: a sequence of frames, and for pictures also the one frame itself. Use it in a `with` block."""
+    """An open file: a sequence of frames, and for pictures also the one frame itself. Use it in a `with` block.
+
+    Several threads may read from it at once.
+    """
 
     def __init__(
         self, source: ByteSource, *, bundle: str | None, backend: str, threads: int | None, key: bytes | None

@@ -7,17 +7,17 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from . import backends, encoder
 from .bitstream import FrameRecord, Metadata
 from .bundle import Bundle
-from .decoder import LevelDecoder, Opener, window_strips
+from .decoder import DecodeOptions, LevelDecoder, Opener, window_strips
 from .encoder import Favoured, FrameWriter, Progress
 from .errors import InputError, UsageError
-from .levels import level_qualities
+from .levels import level_qualities, level_size
 from .reader import Reader
 from .rows import ArrayRows, FrameRows
 from .sealing import Protection, Sealer
@@ -113,23 +113,9 @@ class Codec:
             protection=protection, progress=progress,
         )  # fmt: skip
 
-    def decode(
-        self,
-        data: Source,
-        *,
-        region: tuple[int, int, int, int] | None = None,
-        frame: int = 0,
-        level: int = 0,
-        key: bytes | None = None,
-        conceal: bool = False,
-        blanks: list[str] | None = None,
-        progress: Progress | None = None,
-        max_pixels: int = MAX_OUTPUT_PIXELS,
-    ) -> np.ndarray:
-        """Decode .lnt bytes, a file or a Reader to (H, W, 3) uint8 RGB; the arguments are those of `strips`."""
-        window, strips = self._window(
-            data, region, frame, level, key, conceal, [] if blanks is None else blanks, progress
-        )
+    def decode(self, data: Source, *, max_pixels: int = MAX_OUTPUT_PIXELS, **options: Any) -> np.ndarray:
+        """Decode .lnt bytes, a file or a Reader to (H, W, 3) uint8 RGB; `options` are the fields of `DecodeOptions`."""
+        window, strips = self.window(data, **options)
         if window.width * window.height > max_pixels:
             raise UsageError(
                 f"{window.width}x{window.height} pixels are more than the limit of {max_pixels}: "
@@ -147,64 +133,37 @@ class Codec:
         assert pixels is not None
         return pixels
 
-    def strips(
-        self,
-        data: Source,
-        *,
-        region: tuple[int, int, int, int] | None = None,
-        frame: int = 0,
-        level: int = 0,
-        key: bytes | None = None,
-        conceal: bool = False,
-        blanks: list[str] | None = None,
-        progress: Progress | None = None,
-    ) -> Iterator[np.ndarray]:
+    def strips(self, data: Source, **options: Any) -> Iterator[np.ndarray]:
         """The decoded pixels from top to bottom in strips (rows, W, 3) uint8, in memory that grows with the width only.
 
-        `region` (x, y, width, height), in pixels of `level`, decodes only that window, reading only the tiles that it
-        and the halo touch. Level l has 1 / 2**l of the width and height. Damaged or lost tiles are an InputError, or
-        with `conceal` filled from the overview; encrypted ones are opened with `key` (32 bytes) or left grey; `blanks`
-        then gets a sentence for each. InputError too for an unknown bundle, UsageError for a region outside the
-        frame.
+        `options` are the fields of `DecodeOptions`. InputError for damaged or lost tiles unless they are concealed,
+        for a wrong key and for an unknown bundle; UsageError for a region outside the frame.
         """
-        return self._window(data, region, frame, level, key, conceal, [] if blanks is None else blanks, progress)[1]
+        return self.window(data, **options)[1]
 
-    def _window(
-        self,
-        data: Source,
-        region: tuple[int, int, int, int] | None,
-        frame: int,
-        level: int,
-        key: bytes | None,
-        conceal: bool,
-        blanks: list[str],
-        progress: Progress | None,
-    ) -> tuple[Rect, Iterator[np.ndarray]]:
+    def window(self, data: Source, **fields: Any) -> tuple[Rect, Iterator[np.ndarray]]:
+        """The window in pixels of its level, and what `strips` gives; nothing is decoded yet."""
+        options = DecodeOptions(**fields)
         reader = data if isinstance(data, Reader) else Reader(data)
-        record = reader.record(frame)
+        record = reader.record(options.frame)
         if record.bundle.hex() != self.bundle.identity:
             raise InputError(
                 f"the file was encoded with bundle {record.bundle.hex()[:16]}..., this is {self.bundle.name} "
                 f"{self.bundle.identity[:16]}...: pass the right one with --bundle"
             )
         most = max(record.grid.width, record.grid.height).bit_length()
-        if not 0 <= level <= most:
-            raise UsageError(f"level is {level}: use 0 (full size) to {most}")
-        width, height = -(-record.grid.width >> level), -(-record.grid.height >> level)
-        window = Rect(0, 0, width, height) if region is None else Rect(*(int(v) for v in region))
+        if not 0 <= options.level <= most:
+            raise UsageError(f"level is {options.level}: use 0 (full size) to {most}")
+        width, height = level_size(record.grid.width, record.grid.height, options.level)
+        window = Rect(0, 0, width, height) if options.region is None else Rect(*(int(v) for v in options.region))
         inside = 0 <= window.x < window.right <= width and 0 <= window.y < window.bottom <= height
         if not inside:
             raise UsageError(f"region {','.join(map(str, window))} is not inside the frame of {width}x{height}")
         opener: Opener | None = None
-        if key is not None and record.salt is not None:
-            opener = Sealer(key, record.salt, record.pack())
-        decoders = {
-            stored: LevelDecoder(
-                self, reader, frame, stored, opener=opener, conceal=conceal, blanks=blanks, progress=progress
-            )
-            for stored in record.levels
-        }
-        return window, window_strips(decoders, level, window)
+        if options.key is not None and record.salt is not None:
+            opener = Sealer(options.key, record.salt, record.pack())
+        decoders = {stored: LevelDecoder(self, reader, stored, options, opener) for stored in record.levels}
+        return window, window_strips(decoders, options.level, window)
 
     def verify_pixels(self, data: Source, frame: int = 0, progress: Progress | None = None) -> bool:
         """Decode a frame here and compare with its decode proof. Raises InputError where the file carries none."""

@@ -6,6 +6,7 @@ The synthesis sees real neighbours across tile borders, so a window equals the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,8 +16,9 @@ from .bitstream import Tile, TilePlace
 from .coding import TileCoder
 from .errors import InputError
 from .latents import quality_value, split_latent
-from .levels import enlarge, halve
+from .levels import enlarge, level_size
 from .reader import Reader
+from .rows import RowBuffer, RowHalver
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
 if TYPE_CHECKING:
@@ -46,31 +48,28 @@ def strips(
     """
     halo, band = codec.synthesis_halo * BLOCK, band_height(grid.tile)
     needed = window.aligned(BLOCK).grown(halo, grid.padded)
-    held: dict[int, tuple[Rect, np.ndarray]] = {}
+    whole_tiles = grid.covering(needed)
+    latents = RowBuffer(whole_tiles.x // BLOCK, whole_tiles.y // BLOCK)
     y = window.y
     while y < window.bottom:
         strip = Rect(window.x, y, window.width, min((y // band + 1) * band, window.bottom) - y)
         seen = strip.aligned(BLOCK).grown(halo, grid.padded)
-        bands = range(seen.y // band, (seen.bottom - 1) // band + 1)
-        for number in bands:
-            if number not in held:
-                part = Rect(needed.x, number * band, needed.width, band)
-                area = grid.covering(part.common(needed))
-                held[number] = area, latents_of(area)
-        held = {number: held[number] for number in bands}
-        first, last = held[bands[0]][0], held[bands[-1]][0]
-        canvas = np.concatenate([latents for _, latents in held.values()]) if len(held) > 1 else held[bands[0]][1]
-        yield _synthesise(codec, canvas, Rect(first.x, first.y, first.width, last.bottom - first.y), strip, grid)
+        latents.forget(seen.y // BLOCK)
+        while latents.bottom * BLOCK < seen.bottom:
+            top = latents.bottom * BLOCK
+            part = Rect(needed.x, top, needed.width, (top // band + 1) * band - top)
+            latents.append(latents_of(grid.covering(part.common(needed))))
+        yield _synthesise(codec, latents, strip, grid)
         y = strip.bottom
 
 
-def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, grid: TileGrid) -> np.ndarray:
-    """Pixels of `window` from the decoded latents and quality values `canvas` (h, w, 2 C + 1) of `area`."""
+def _synthesise(codec: Codec, latents: RowBuffer, window: Rect, grid: TileGrid) -> np.ndarray:
+    """Pixels of `window` from decoded latents and quality values that cover it and its halo."""
     pixels = np.empty((window.height, window.width, 3), np.uint8)
     channels = codec.bundle.latent_channels
     for piece in compute_tiles(window, COMPUTE_WIDTH, window.height):
         seen = piece.aligned(BLOCK).grown(codec.synthesis_halo * BLOCK, grid.padded)
-        part = view(canvas, seen.scaled(1, BLOCK), area.scaled(1, BLOCK))[None]
+        part = latents.get(seen.scaled(1, BLOCK))[None]
         latent = np.ascontiguousarray(part[..., :-1])
         companded = np.empty((*latent.shape[:3], channels + 1), np.int8)
         np.take(codec.bundle.companding, latent[..., :channels].view(np.uint8) ^ 128, out=companded[..., :-1])
@@ -81,27 +80,34 @@ def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, grid
     return pixels
 
 
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What to decode of a file, and how."""
+
+    region: tuple[int, int, int, int] | None = None
+    """(x, y, width, height) in pixels of `level`: only the tiles that it and the halo touch are read and decoded."""
+    frame: int = 0
+    level: int = 0
+    """Level l has 1 / 2**l of the width and height; one that is not stored comes from the next finer one."""
+    key: bytes | None = None
+    """32 bytes that open encrypted tiles, which are grey otherwise."""
+    conceal: bool = False
+    """Fill damaged or lost tiles from the overview; they are an InputError otherwise."""
+    blanks: list[str] = field(default_factory=list)
+    """Gets a sentence for each tile that is not what was encoded."""
+    progress: Progress | None = None
+    """Called with (tiles done, tiles)."""
+
+
 class LevelDecoder:
     """Windows of one stored level of one frame."""
 
-    def __init__(
-        self,
-        codec: Codec,
-        reader: Reader,
-        frame: int,
-        level: int,
-        *,
-        opener: Opener | None,
-        conceal: bool,
-        blanks: list[str],
-        progress: Progress | None = None,
-    ) -> None:
-        self._codec, self._reader, self._frame, self._level = codec, reader, frame, level
-        self.record = reader.record(frame)
+    def __init__(self, codec: Codec, reader: Reader, level: int, options: DecodeOptions, opener: Opener | None) -> None:
+        self._codec, self._reader, self._level, self._options, self._opener = codec, reader, level, options, opener
+        self.record = reader.record(options.frame)
         self.grid = self.record.levels[level]
         self._quality = self.record.qualities[level]
         self._first_tile = self.record.first_tile(level)
-        self._opener, self._conceal, self._blanks, self._progress = opener, conceal, blanks, progress
         self._hidden: list[Rect] = []
         self._done = 0
 
@@ -130,8 +136,8 @@ class LevelDecoder:
             part = view(canvas, self.grid.rect(number).scaled(1, BLOCK), area.scaled(1, BLOCK))
             part[..., :-1], part[..., -1] = latents, quality_value(quality)
             self._done += 1
-            if self._progress:
-                self._progress(self._done, self._total)
+            if self._options.progress:
+                self._options.progress(self._done, self._total)
 
         by_quality: dict[int, list[int]] = {}
         for number, tile in tiles.items():
@@ -157,16 +163,16 @@ class LevelDecoder:
         stored = [self._first_tile + number for number in numbers]
         tiles: dict[int, Tile | None] = {}
         try:
-            tiles.update(self._reader.tiles(self._frame, stored))
+            tiles.update(self._reader.tiles(self._options.frame, stored))
         except InputError:
-            if not self._conceal:
+            if not self._options.conceal:
                 raise
             for number in stored:
                 try:
-                    tiles.update(self._reader.tiles(self._frame, [number]))
+                    tiles.update(self._reader.tiles(self._options.frame, [number]))
                 except InputError as error:
                     tiles[number] = None
-                    self._blanks.append(f"{error}: concealed")
+                    self._options.blanks.append(f"{error}: concealed")
         return {number: self._opened(number, tiles[self._first_tile + number]) for number in numbers}
 
     def _opened(self, number: int, tile: Tile | None) -> Tile | None:
@@ -174,7 +180,7 @@ class LevelDecoder:
             return tile
         if self._opener is None:
             self._hidden.append(self.grid.rect(number))
-            self._blanks.append(f"{self._name(number)} is encrypted: blank without the key")
+            self._options.blanks.append(f"{self._name(number)} is encrypted: blank without the key")
             return None
         place = TilePlace(self.record.number, self._first_tile + number, tile.quality)
         return Tile(self._opener.open(tile.payload, place), tile.quality)
@@ -203,9 +209,8 @@ class LevelDecoder:
         factor = 1 << (coarser - self._level)
         x, y = rect.x // factor, rect.y // factor
         window = Rect(x, y, -(-rect.right // factor) - x, -(-rect.bottom // factor) - y)
-        decoder = LevelDecoder(
-            self._codec, self._reader, self._frame, coarser, opener=self._opener, conceal=True, blanks=self._blanks
-        )
+        options = replace(self._options, conceal=True, progress=None)
+        decoder = LevelDecoder(self._codec, self._reader, coarser, options, self._opener)
         pixels = np.concatenate(list(decoder.strips(window)))
         return None if decoder._hidden else enlarge(pixels, factor, rect.width, rect.height)
 
@@ -221,15 +226,11 @@ def window_strips(decoders: dict[int, LevelDecoder], level: int, window: Rect) -
     finer_level = level - 1
     stored = max(stored for stored in decoders if stored < level)
     grid = decoders[stored].grid
-    width, height = (-(-side >> (finer_level - stored)) for side in (grid.width, grid.height))
+    width, height = level_size(grid.width, grid.height, finer_level - stored)
     right, bottom = min(2 * window.right, width), min(2 * window.bottom, height)
     finer = Rect(2 * window.x, 2 * window.y, right - 2 * window.x, bottom - 2 * window.y)
-    unpaired: np.ndarray | None = None
-    y = finer.y
+    halver = RowHalver(finer.height)
     for pixels in window_strips(decoders, finer_level, finer):
-        y += len(pixels)
-        rows = pixels if unpaired is None else np.concatenate([unpaired, pixels])
-        paired = len(rows) if y == finer.bottom else len(rows) // 2 * 2
-        unpaired = rows[paired:] if paired < len(rows) else None
-        if paired:
-            yield halve(rows[:paired])
+        halved = halver(pixels)
+        if len(halved):
+            yield halved

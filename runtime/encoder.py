@@ -21,7 +21,7 @@ from .errors import UsageError
 from .latents import quality_value
 from .levels import level_qualities
 from .rate import RateCurve, SizeTarget, first_guess
-from .rows import FrameRows, RowBuffer
+from .rows import FrameRows, LevelRows
 from .sealing import Protection, Sealer, sealed_tiles
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 from .writer import write_picture
@@ -96,7 +96,7 @@ def encode_frame(
         proof = hashing.digest()
     else:
         for area in encoder.finest.bands():
-            encoder.band(area)
+            encoder.band(area, decoded=False)
     writer.end(proof)
 
 
@@ -110,9 +110,9 @@ class _FrameEncoder:
     def __init__(self, codec: Codec, frame: FrameRows, record: FrameRecord, favoured: Sequence[Favoured]) -> None:
         self._codec, self._frame, self._record = codec, frame, record
         self._coarser: dict[int, _LevelEncoder] = {}
-        buffer: RowBuffer | None = None
+        buffer: LevelRows | None = None
         for level in reversed(range(len(record.qualities))):
-            buffer = RowBuffer(-(-record.grid.height >> level), buffer, kept=level in record.levels)
+            buffer = LevelRows(-(-record.grid.height >> level), buffer, kept=level in record.levels)
             if level in record.levels:
                 steps = favoured_tiles(record, level, favoured)
                 self._coarser[level] = _LevelEncoder(codec, record.levels[level], buffer, steps)
@@ -132,23 +132,23 @@ class _FrameEncoder:
             if self._target is not None:
                 self._target.reserve(taken)
 
-    def band(self, area: Rect) -> np.ndarray:
-        """Decoded latents and quality values (h, w, 2 C + 1) int8 of the band `area` of level 0, coded on the way."""
+    def band(self, area: Rect, *, decoded: bool = True) -> np.ndarray | None:
+        """Code the band `area` of level 0, and what becomes ready of the others; its result is that of `encode`."""
         if self._held:
-            return self.finest.encode(area)
+            return self.finest.encode(area, decoded=decoded)
         self._read(area)
-        latents = self.finest.encode(area)
+        latents = self.finest.encode(area, decoded=decoded)
         for encoder in self._started:
             for ready in encoder.ready():
-                encoder.encode(ready)
+                encoder.encode(ready, decoded=False)
         return latents
 
     def _read(self, area: Rect) -> None:
         """Fetch the rows that the analysis of `area` sees."""
-        rows, needed = self.finest.rows, min(area.bottom + self.finest.halo, self._frame.height)
-        while rows.bottom < needed:
-            count = min(band_height(self._record.grid.tile), self._frame.height - rows.bottom)
-            rows.append(self._frame.rows(rows.bottom, count))
+        rows = self.finest.rows
+        missing = min(area.bottom + self.finest.halo, self._frame.height) - rows.bottom
+        if missing > 0:
+            rows.append(self._frame.rows(rows.bottom, missing))
 
     def meet_size(self, size: int, metadata: Metadata | None) -> FrameRecord:
         """Analyse the whole frame and code it once; returns the record with the right qualities for `size` bytes."""
@@ -176,8 +176,7 @@ class _FrameEncoder:
             sizes[number] = len(payload)
 
         self.start(trial, note, curve)
-        for area in self.finest.bands():
-            self.finest.encode(area)
+        self.finest.encode_all()
         finest = {number: size for number, size in sizes.items() if number < record.grid.count}
         beside = sum(sizes.values()) - sum(finest.values())
         self._target = SizeTarget(curve, finest, beside, trial.quality, budget)
@@ -190,7 +189,7 @@ class _FrameEncoder:
 class _LevelEncoder:
     """Encodes one level band by band, from its rows as they arrive or from latents that were computed before."""
 
-    def __init__(self, codec: Codec, grid: TileGrid, rows: RowBuffer, steps: Mapping[int, int]) -> None:
+    def __init__(self, codec: Codec, grid: TileGrid, rows: LevelRows, steps: Mapping[int, int]) -> None:
         """`steps` of quality by which some tiles are coded better."""
         self._codec, self._grid, self.rows, self._steps = codec, grid, rows, steps
         self.halo = codec.analysis_halo * BLOCK
@@ -228,26 +227,29 @@ class _LevelEncoder:
         """Code every band; returns how many bytes the payloads have."""
         self._bytes = 0
         for area in self.bands():
-            self.encode(area)
+            self.encode(area, decoded=False)
         return self._bytes
 
-    def encode(self, area: Rect) -> np.ndarray:
-        """Code the tiles of the band `area`; returns decoded latents and quality values (h, w, 2 C + 1) int8."""
-        channels = 2 * self._codec.bundle.latent_channels
-        decoded = np.empty((area.height // BLOCK, area.width // BLOCK, channels + 1), np.int8)
+    def encode(self, area: Rect, *, decoded: bool) -> np.ndarray | None:
+        """Code the tiles of the band `area`.
+
+        Returns the `decoded` latents and quality values (h, w, 2 C + 1) int8, which are larger than the pixels.
+        """
+        shape = (area.height // BLOCK, area.width // BLOCK, 2 * self._codec.bundle.latent_channels + 1)
+        canvas = np.empty(shape, np.int8) if decoded else None
         for piece in self._pieces(area):
             latents = self._held[piece] if piece in self._held else self._analyse(piece)
             numbers = self._grid.touching(piece)
             for steps in sorted({self._steps.get(number, 0) for number in numbers}):
                 alike = [number for number in numbers if self._steps.get(number, 0) == steps]
                 for group in self._grid.same_shape(alike, len(alike)):
-                    self._code(group, steps, piece, latents, area, decoded)
+                    self._code(group, steps, piece, latents, area, canvas)
         if not self._held:
             self.rows.forget(area.bottom - self.halo)
-        return decoded
+        return canvas
 
     def _code(
-        self, group: list[int], steps: int, piece: Rect, latents: np.ndarray, area: Rect, decoded: np.ndarray
+        self, group: list[int], steps: int, piece: Rect, latents: np.ndarray, area: Rect, canvas: np.ndarray | None
     ) -> None:
         """Code tiles of one shape, `steps` better than the others, out of the `latents` of `piece`."""
         base = self._quality if self.target is None else self.target.next()
@@ -258,8 +260,9 @@ class _LevelEncoder:
         payloads, coded = coder.encode(parts, self._curve)
         for number, rect, payload, part in zip(group, rects, payloads, coded, strict=True):
             self._put(self._first_tile + number, payload, quality)
-            place = view(decoded, rect.scaled(1, BLOCK), area.scaled(1, BLOCK))
-            place[..., :-1], place[..., -1] = part, quality_value(quality)
+            if canvas is not None:
+                place = view(canvas, rect.scaled(1, BLOCK), area.scaled(1, BLOCK))
+                place[..., :-1], place[..., -1] = part, quality_value(quality)
         self._bytes += sum(map(len, payloads))
         if self.target is not None:
             self.target.spent(base, zip(group, map(len, payloads), strict=True))
@@ -267,8 +270,8 @@ class _LevelEncoder:
     def _analyse(self, piece: Rect) -> np.ndarray:
         """Latents (h, w, C) float32 of `piece`, computed with the neighbours that the analysis sees."""
         seen = piece.grown(self.halo, self._grid.padded)
-        rows = self.rows.get(seen.y, min(seen.bottom, self.rows.height))
-        planes = core.pixels_to_planes(rows, seen.x, 0, seen.width, seen.height)
+        pixels = self.rows.get(seen.common(Rect(0, 0, self._grid.width, self._grid.height)))
+        planes = core.pixels_to_planes(pixels, 0, 0, seen.width, seen.height)
         result = self._codec.backend.run("analysis", {"planes": planes[None]})[0][0]
         return view(result, piece.scaled(1, BLOCK), seen.scaled(1, BLOCK))
 

@@ -29,6 +29,11 @@ def level_qualities(quality: int, levels: int) -> tuple[int, ...]:
     return tuple(qualities)
 
 
+def level_size(width: int, height: int, level: int) -> tuple[int, int]:
+    """Width and height in pixels of a level of a frame of `width` x `height`."""
+    return -(-width >> level), -(-height >> level)
+
+
 def halve(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 to (ceil(H / 2), ceil(W / 2), 3): the rounded mean of 2 x 2 pixels, edge pixels repeated."""
     height, width = pixels.shape[:2]

@@ -49,7 +49,8 @@ class _Place:
 class Reader:
     """A file's frames; tiles and metadata are read when asked for. `source` is bytes, a seekable file or a ByteSource.
 
-    A recording that was interrupted opens too: `complete` is False then and `damage` says in sentences what is missing.
+    Several threads may read from it at once. A recording that was interrupted opens too: `complete` is False then and
+    `damage` says in sentences what is missing.
     """
 
     def __init__(self, source: bytes | BinaryIO | ByteSource, *, scan: bool = False) -> None:
@@ -156,21 +157,22 @@ class Reader:
     def index(self, frame: int = 0) -> FrameIndex:
         """The index of a frame. Where it is damaged it is built again from the frame's boxes, which `damage` tells."""
         place = self._place(frame)
-        if frame not in self._indices:
-            if frame in self._built:
-                return self._built[frame]
-            if len(self._indices) >= INDICES_KEPT:
-                self._indices.clear()
-            try:
-                assert place.index is not None
-                box = boxes.box_at(self.source, place.index)
-                if box.kind != b"INDX":
-                    raise InputError(f"{box} is not the index of frame {frame}, which a checkpoint says is there")
-                self._indices[frame] = self._read_index(box)
-            except InputError as error:
-                self._built[frame] = self._rebuild(frame, error)
-                return self._built[frame]
-        return self._indices[frame]
+        index = self._indices.get(frame) or self._built.get(frame)  # one look each: other threads forget indices
+        if index is not None:
+            return index
+        try:
+            assert place.index is not None
+            box = boxes.box_at(self.source, place.index)
+            if box.kind != b"INDX":
+                raise InputError(f"{box} is not the index of frame {frame}, which a checkpoint says is there")
+            index = self._read_index(box)
+        except InputError as error:
+            index = self._built[frame] = self._rebuild(frame, error)
+            return index
+        if len(self._indices) >= INDICES_KEPT:
+            self._indices.clear()
+        self._indices[frame] = index
+        return index
 
     def _rebuild(self, frame: int, cause: InputError) -> FrameIndex:
         from .recovery import find_frames

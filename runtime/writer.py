@@ -37,6 +37,10 @@ class _Writer:
         self._entries: list[tuple[int, int]] = []
         self._append(SIGNATURE)
 
+    @property
+    def bytes_written(self) -> int:
+        return self._offset
+
     def _append(self, data: bytes) -> None:
         self._output.write(data)
         self._offset += len(data)
@@ -91,10 +95,6 @@ class RecordingWriter(_Writer):
         super().__init__(output)
         self._places = bytearray()
         self._frames = self._listed = self._checkpoint_at = self._frame_at = 0
-
-    @property
-    def bytes_written(self) -> int:
-        return self._offset
 
     def begin(self, record: FrameRecord, metadata: Metadata | None = None, *, digest: bool = False) -> None:
         self._frame_at = self._offset

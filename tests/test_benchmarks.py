@@ -265,7 +265,9 @@ def test_rd_draws_a_page_that_stands_alone(folder: Path) -> None:
     words = (f"noise={folder}", "--qualities", "20,60", "--peers", "webp-m4", "--html", page)
     assert rd.run(rd_arguments(*words)) == 0
     text = page.read_text()
-    assert text.count("<svg") == 1 and text.count("data:image/png;base64,") == 2 * len(sheet.RATES) * 4  # with the original
+    assert (
+        text.count("<svg") == 1 and text.count("data:image/png;base64,") == 2 * len(sheet.RATES) * 4
+    )  # with the original
     assert "http:" not in re.sub(r'xmlns\S*="[^"]*"|http://www.w3.org\S*|http://purl.org\S*', "", text)
     assert "<script" not in text and "<link" not in text
     for name in ("linnet", "webp-m4", "jpeg-420"):

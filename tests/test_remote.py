@@ -378,3 +378,23 @@ def test_a_window_over_http_fetches_little_more_than_its_tiles(
 
     assert main(["info", server.url]) == 0
     assert "1920x1600" in capsys.readouterr().out
+
+
+def test_a_window_of_24_megapixels_over_http(server: Server, codec: Codec) -> None:
+    """One request opens the file; a window of 512x512 then transfers less than twice the bytes of its tiles."""
+    rng = np.random.default_rng(4)
+    small = rng.integers(0, 256, (125, 188, 3), np.uint8)
+    image = small.repeat(32, axis=0).repeat(32, axis=1)[:, :6000]
+    data = server.content = codec.encode(image, quality=50)
+    window = Rect(2750, 1750, 512, 512)
+    with linnet.open(server.url) as file:
+        assert file.size == (6000, 4000) and file.tiles == 96
+        assert server.asked == [(0, FRONT)]
+        pixels = file.read_region(*window)
+        grid, entries = file.reader.record().grid, file.reader.index().entries
+    needed = grid.touching(window.aligned(16).grown(16 * codec.synthesis_halo, grid.padded))
+    tiles = sum(entries[number][1] for number in needed)
+    transferred = sum(length for _, length in server.asked[1:])
+    assert len(needed) < 10 and tiles <= transferred <= 2 * tiles
+    assert transferred + FRONT < len(data) / 4
+    np.testing.assert_array_equal(pixels, codec.decode(data, region=window))
