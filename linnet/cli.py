@@ -468,7 +468,7 @@ def _recover(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(report), indent=2))
         return 0
     _say(options.input, [*report.damage, *report.lost])
-    print(f"{options.output}: {report.frames} frames, {report.tiles} whole tiles, {len(report.lost)} lost")
+    print(f"{options.output}: {report.frames} frames, {report.tiles} whole tiles, {report.lost_tiles} lost")
     return 0
 
 
