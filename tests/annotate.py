@@ -115,11 +115,10 @@ def symbols(data: bytes, bundle: Bundle) -> Iterator[str]:
             lane, state, words = self.coded % 4, self.states[self.coded % 4], len(self.words)
             symbol = super().symbol(frequencies, radius)
             if radius:
-                how = (
-                    f"{'escape' if abs(symbol) > radius else 'symbol'} {symbol:3}, {words - len(self.words)} words read"
-                )
+                kind, after = "escape" if abs(symbol) > radius else "symbol", self.states[lane]
                 lines.append(
-                    f"state {lane}: {state:08X}, slot {state & 0x3FFF:5}, radius {radius}, {how}, then {self.states[lane]:08X}"
+                    f"state {lane}: {state:08X}, slot {state & 0x3FFF:5}, radius {radius}, {kind} {symbol:3}, "
+                    f"{words - len(self.words)} words read, then {after:08X}"
                 )
             return symbol
 
