@@ -1,7 +1,8 @@
 """Frames from cameras, streams, video files and folders of pictures, with the time at which each was taken.
 
 OpenCV opens what moves, Pillow reads pictures. A *live* source goes on by itself and its frames must be dropped when
-nobody takes them; any other one waits.
+nobody takes them; any other one waits. A live stream never ends, so where it does it broke: it is opened again, at
+growing intervals, until a frame comes or the time for it is up. A file that ends has ended.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
@@ -24,7 +26,11 @@ from .runtime.recorder import CapturedFrame
 
 PIPELINE = "gst:"
 SILENCE_SECONDS = 10
-"""A stream that says nothing for so long has ended."""
+"""A stream that says nothing for so long is broken."""
+RECONNECT_SECONDS = 30.0
+"""How long a broken stream is tried again: a camera's restart, a lost radio link behind a hill."""
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.25, 4.0
+"""The waits between two tries; each is twice the one before."""
 STREAM_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp"}
 """URLs that are live whatever they say about their length."""
 MISSING_SHARE = 0.01
@@ -53,13 +59,20 @@ class Source(Protocol):
 
 
 def open_source(
-    source: str | int | os.PathLike[str], *, size: tuple[int, int] | None = None, fps: float | None = None
+    source: str | int | os.PathLike[str],
+    *,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+    reconnect: float = RECONNECT_SECONDS,
 ) -> Source:
     """A camera (its number or device), a URL, `gst:` and a GStreamer pipeline, a folder of pictures, or a video file.
 
-    `size` (width, height) and `fps` are asked of a camera, which may choose others. Raises InputError or MachineError
-    where there is nothing to read, UsageError for what is no source.
+    `size` (width, height) and `fps` are asked of a camera, which may choose others. A live stream that breaks is tried
+    again for `reconnect` seconds. Raises InputError or MachineError where there is nothing to read, UsageError for what
+    is no source.
     """
+    if not 0 <= reconnect < float("inf"):
+        raise UsageError(f"{reconnect} seconds to reconnect: use 0 (not at all) or more")
     text = os.fspath(source) if isinstance(source, os.PathLike) else str(source)
     camera = text.isdecimal() or _is_device(text)
     if (size is not None) and not camera:
@@ -69,7 +82,7 @@ def open_source(
     if text.startswith(PIPELINE):
         return _pipeline(text)
     if "://" in text:
-        return _stream(text)
+        return _stream(text, reconnect)
     if os.path.isdir(text):
         return Folder(text)
     if os.path.splitext(text)[1].lower() in images.FORMATS:
@@ -86,34 +99,68 @@ class Video:
     """What OpenCV reads frame by frame.
 
     Frames of a live source are stamped when they arrive; those of a file have the time since the file's start, so the
-    first is 0.
+    first is 0. `reopen` gives a new capture of a live stream that broke, within so many seconds, or None.
     """
 
-    def __init__(self, name: str, capture: Any, *, live: bool) -> None:
+    def __init__(
+        self, name: str, capture: Any, *, live: bool, reopen: Callable[[float], Any] | None = None, reconnect: float = 0
+    ) -> None:
         import cv2
 
         self.name, self.live, self.notes = name, live, []
+        self.breaks = 0
+        """How often the stream broke and came back."""
         self._capture, self._cv2 = capture, cv2
+        self._reopen, self._reconnect, self._stopped = reopen, reconnect, threading.Event()
         rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.fps: float | None = rate if 0 < rate < 1e4 else None
         self.count: int | None = int(count) if not live and 0 < count < 1 << 31 else None
 
     def __iter__(self) -> Iterator[CapturedFrame]:
         number, stamp = 0, -1
-        while self._capture.grab():
+        while self._capture.grab() or self._back_again(number):
             stamp = time.time_ns() if self.live else self._position(stamp)
             found, pixels = self._capture.retrieve()
             if not found:
                 break
             yield CapturedFrame(self._rgb(pixels), stamp, None, f"{number} of {self.name}")
             number += 1
-        if self.live:
-            raise InputError(f"{self.name}: the source stopped after {number} frames; check it and its connection")
+        if self.live and not self._stopped.is_set():
+            tried = f" and did not come back within {self._reconnect:g} seconds" if self._may_come_back else ""
+            raise InputError(
+                f"{self.name}: the source stopped after {number} frames{tried}; check it and its connection"
+            )
         if self.count is not None and number < self.count - max(1, MISSING_SHARE * self.count):
             self.notes.append(f"{self.count} frames are announced and {number} could be read: the video may be damaged")
 
+    def stop(self) -> None:
+        """Give up a stream that is being tried again. May be called from another thread."""
+        self._stopped.set()
+
     def close(self) -> None:
         self._capture.release()
+
+    @property
+    def _may_come_back(self) -> bool:
+        return self.live and self._reopen is not None and self._reconnect > 0
+
+    def _back_again(self, number: int) -> bool:
+        """Whether a broken stream gave another frame in time, which is then grabbed."""
+        if not self._may_come_back:
+            return False
+        broke, wait = time.monotonic(), FIRST_RETRY_SECONDS
+        self.notes.append(f"the stream broke after {number} frames; trying again for {self._reconnect:g} seconds")
+        self._capture.release()
+        while (left := broke + self._reconnect - time.monotonic()) > 0:
+            if self._stopped.wait(min(wait, left)):
+                return False
+            capture = self._reopen(max(1.0, min(SILENCE_SECONDS, left)))
+            if capture is not None and capture.grab():
+                self._capture, self.breaks = capture, self.breaks + 1
+                self.notes.append(f"the stream is back after {time.monotonic() - broke:.1f} seconds")
+                return True
+            wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+        return False
 
     def _position(self, before: int) -> int:
         """Nanoseconds from the start of the file; counted up by the frame rate where the backend does not tell."""
@@ -193,17 +240,23 @@ def _pipeline(text: str) -> Video:
     return Video(text, capture, live=True)
 
 
-def _stream(url: str) -> Video:
+def _stream(url: str, reconnect: float) -> Video:
     cv2 = _opencv()
     name = re.sub(r"//[^/@]*@", "//", url)
-    patience = 1000 * SILENCE_SECONDS
-    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, patience, cv2.CAP_PROP_READ_TIMEOUT_MSEC, patience]
-    ffmpeg = cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG)
-    capture = _opened(url, cv2.CAP_FFMPEG, limits) if ffmpeg else _opened(url)
+
+    def opened(patience_seconds: float) -> Any:
+        if not cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
+            return _opened(url)
+        patience, silence = round(1000 * patience_seconds), 1000 * SILENCE_SECONDS
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, patience, cv2.CAP_PROP_READ_TIMEOUT_MSEC, silence]
+        return _opened(url, cv2.CAP_FFMPEG, limits)
+
+    capture = opened(SILENCE_SECONDS)
     if capture is None:
         raise InputError(f"{name}: the stream cannot be opened; check the address and that its server runs")
     endless = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
-    return Video(name, capture, live=endless or url.partition("://")[0].lower() in STREAM_SCHEMES)
+    live = endless or url.partition("://")[0].lower() in STREAM_SCHEMES
+    return Video(name, capture, live=live, reopen=opened, reconnect=reconnect)
 
 
 def _opencv() -> Any:

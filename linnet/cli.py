@@ -195,6 +195,10 @@ def _add_record(commands: Any) -> None:
         help="what a full queue loses; else the oldest of a live source, never anything of a file",
     )  # fmt: skip
     record.add_argument(
+        "--reconnect", type=float, default=30.0, metavar="SECONDS",
+        help="how long a live stream that breaks is tried again, into the same file; else 30, and 0 never",
+    )  # fmt: skip
+    record.add_argument(
         "--sync-seconds", type=float, default=1.0, metavar="S", help="how often written frames are made durable, else 1"
     )
     _add_key_option(record, "encrypt with this key")
@@ -469,8 +473,8 @@ def _record(options: argparse.Namespace) -> int:
     return recording.main(
         options.source, options.output, size=options.size, as_json=options.json, quality=options.quality,
         bitrate=options.bitrate, fps=options.fps, tile=options.tile, levels=options.levels, drop=options.drop,
-        queue=options.queue, sync_seconds=options.sync_seconds, overwrite=options.force, bundle=options.bundle,
-        backend=options.backend, threads=options.threads, protection=_protection(options),
+        queue=options.queue, reconnect=options.reconnect, sync_seconds=options.sync_seconds, overwrite=options.force,
+        bundle=options.bundle, backend=options.backend, threads=options.threads, protection=_protection(options),
     )  # fmt: skip
 
 
@@ -487,7 +491,7 @@ def _recover(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(report), indent=2))
         return 0
     _say(options.input, [*report.damage, *report.lost])
-    print(f"{options.output}: {report.frames} frames, {report.tiles} whole tiles, {len(report.lost)} lost")
+    print(f"{options.output}: {report.frames} frames, {report.tiles} whole tiles, {report.lost_tiles} lost")
     return 0
 
 

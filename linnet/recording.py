@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from . import defaults, files
-from .capture import Folder, Source, Video, open_source
+from .capture import RECONNECT_SECONDS, Folder, Source, Video, open_source
 from .runtime.bitstream import TAIL_SIZE
 from .runtime.boxes import SIGNATURE
 from .runtime.codec import Codec
@@ -49,6 +49,7 @@ def record(
     tile: int = defaults.TILE,
     drop: str | None = None,
     queue: int = QUEUE,
+    reconnect: float = RECONNECT_SECONDS,
     sync_seconds: float = SYNC_SECONDS,
     overwrite: bool = False,
     bundle: str | os.PathLike[str] | None = None,
@@ -63,12 +64,13 @@ def record(
     come) or `CapturedFrame`s (with their own time and metadata). `bitrate` in megabits per second chooses the quality
     frame by frame; `fps` is the frame rate where frames carry no time. While the encoder is behind, a live source loses
     the frame that has waited longest and any other waits; `drop` ("oldest", "newest", "never") says otherwise for
-    live sources and iterables. `encoding` goes to `Codec.encode_frame`. `progress` is called a few times a second. A
+    live sources and iterables. A URL's live stream that breaks is tried again for `reconnect` seconds, into the same
+    file. `encoding` goes to `Codec.encode_frame`. `progress` is called a few times a second. A
     file that is there already is left alone unless `overwrite` is said.
     """
     frames = source
     if isinstance(source, str | int | os.PathLike):
-        frames = open_source(source, fps=fps)
+        frames = open_source(source, fps=fps, reconnect=reconnect)
     elif not isinstance(source, Iterable):
         raise UsageError(f"{type(source).__name__} is no source of frames: give a path, a camera or an iterable")
     figures, ended_by = _record(
@@ -81,17 +83,22 @@ def record(
     return figures
 
 
-def main(source: str, path: str, *, size: tuple[int, int] | None = None, as_json: bool = False, **settings: Any) -> int:
+def main(
+    source: str,
+    path: str,
+    *,
+    size: tuple[int, int] | None = None,
+    reconnect: float = RECONNECT_SECONDS,
+    as_json: bool = False,
+    **settings: Any,
+) -> int:
     """The command; `settings` are those of `record`. A signal is the usual end of a recording: the status is 0 then."""
     if as_json and path == files.PIPE:
         raise UsageError("the recording and its figures cannot both go to standard output: name a file")
-    frames, name = open_source(source, size=size, fps=settings.get("fps")), files.shown(path, output=True)
-    try:
-        with _signals_interrupt(), _Line(frames.count) as line:
-            figures, ended_by = _record(frames, path, progress=line, **settings)
-    finally:
-        for note in frames.notes:
-            print(f"linnet: {frames.name}: note: {note}", file=sys.stderr)
+    frames = open_source(source, size=size, fps=settings.get("fps"), reconnect=reconnect)
+    name = files.shown(path, output=True)
+    with _signals_interrupt(), _Line(frames) as line:
+        figures, ended_by = _record(frames, path, progress=line, **settings)
     if figures.dropped:
         share = figures.dropped / (figures.frames + figures.dropped)
         note = f"{figures.dropped} frames ({share:.1%}) were dropped while the encoder was behind"
@@ -112,6 +119,7 @@ def main(source: str, path: str, *, size: tuple[int, int] | None = None, as_json
 def _report(source: Source, path: str, figures: Figures, ended_by: BaseException | None) -> dict[str, Any]:
     return {
         "source": source.name, "file": path, "frames": figures.frames, "dropped": figures.dropped,
+        "breaks": getattr(source, "breaks", 0),
         "bytes": figures.bytes, "seconds": figures.seconds, "frame_seconds": figures.frame_seconds,
         "fps": figures.mean_fps, "megabits_per_second": figures.mean_megabits_per_second,
         "encode_ms": figures.encode_ms, "quality": figures.quality,
@@ -203,6 +211,8 @@ class _ApartFeed(_Feed):
             self._error = error
 
     def close(self) -> None:
+        if isinstance(self._frames, Video):
+            self._frames.stop()
         self._thread.join(PARTING_SECONDS)  # the recorder is closed: the next frame ends the thread
         if not self._thread.is_alive():  # else the camera is in use, and goes with the process
             super().close()
@@ -291,33 +301,43 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 class _Line:
-    """The live figures, on a terminal only."""
+    """Says a source's notes as they come, and on a terminal the live figures."""
 
-    def __init__(self, count: int | None) -> None:
-        self._count, self._bar = count, None
+    def __init__(self, source: Source) -> None:
+        self._source, self._bar, self._said = source, None, 0
 
-    def __enter__(self) -> Progress | None:
-        if not sys.stderr.isatty():
-            return None
-        from tqdm import tqdm
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
 
-        bar_format = "{desc}: {percentage:3.0f}%|{bar}| " if self._count else "{desc}: "
-        self._bar = tqdm(
-            desc="recording", total=self._count, leave=False, file=sys.stderr, dynamic_ncols=True,
-            bar_format=bar_format + "{n_fmt} frames, {elapsed}{postfix}",
-        )  # fmt: skip
+            bar_format = "{desc}: {percentage:3.0f}%|{bar}| " if self._source.count else "{desc}: "
+            self._bar = tqdm(
+                desc="recording", total=self._source.count, leave=False, file=sys.stderr, dynamic_ncols=True,
+                bar_format=bar_format + "{n_fmt} frames, {elapsed}{postfix}",
+            )  # fmt: skip
         return self._show
 
     def _show(self, figures: Figures) -> None:
-        self._bar.set_postfix_str(
-            f"{figures.fps:.1f} fps, {figures.megabits_per_second:.2f} Mbit/s, quality {figures.quality}, "
-            f"queue {figures.waiting}, to disk {figures.bytes_waiting / 1e6:.1f} MB, dropped {figures.dropped}",
-            refresh=False,
-        )
-        self._bar.update(figures.frames - self._bar.n)
+        self._say_notes()
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"{figures.fps:.1f} fps, {figures.megabits_per_second:.2f} Mbit/s, quality {figures.quality}, "
+                f"queue {figures.waiting}, to disk {figures.bytes_waiting / 1e6:.1f} MB, dropped {figures.dropped}",
+                refresh=False,
+            )
+            self._bar.update(figures.frames - self._bar.n)
+
+    def _say_notes(self) -> None:
+        while self._said < len(self._source.notes):
+            if self._bar is not None:
+                self._bar.clear()
+            print(f"linnet: {self._source.name}: note: {self._source.notes[self._said]}", file=sys.stderr, flush=True)
+            self._said += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
+        self._say_notes()

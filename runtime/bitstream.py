@@ -160,11 +160,13 @@ class FrameIndex:
             raise InputError(f"{box} has {len(payload)} bytes: too few for an index")
         at = _LENGTH.size + _LENGTH.unpack_from(payload)[0]
         record = FrameRecord.unpack(payload[_LENGTH.size : at], box)
-        flags = payload[at] if at < len(payload) else 0xFF
+        flags = payload[at] if at < len(payload) else 0
+        if flags & ~_HAS_DIGEST:
+            raise InputError(f"{box} has index flags {flags:#x}: not a version-{VERSION} index")
         digest = payload[at + 1 : at + 1 + DIGEST_SIZE] if flags & _HAS_DIGEST else None
         at += 1 + len(digest or b"")
         expected = at + _COUNT.size + record.tile_count * _ENTRY.size
-        if flags & ~_HAS_DIGEST or len(payload) != expected:
+        if len(payload) != expected:
             raise InputError(f"{box} has {len(payload)} bytes: {record.tile_count} tiles need {expected}")
         if _COUNT.unpack_from(payload, at)[0] != record.tile_count:
             raise InputError(f"{box} lists {_COUNT.unpack_from(payload, at)[0]} tiles, not {record.tile_count}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import BinaryIO
 
 from . import bitstream, boxes
@@ -117,22 +118,28 @@ class _FoundEntries(Sequence[tuple[int, int]]):
             raise IndexError(number)
         return self._found.get(number, LOST)
 
+    def present(self) -> list[int]:
+        return sorted(number for number in self._found if number < self._count)
+
 
 def _built(opened: _Open, record: FrameRecord, found: Found) -> FoundFrame:
     entries = _FoundEntries(opened.tiles, record.tile_count)
-    whole = sum(number < len(entries) for number in opened.tiles)
-    if whole < len(entries):
-        found.damage.append(f"frame {record.number} has {whole} of its {len(entries)} tiles")
+    present = len(entries.present())
+    if present < len(entries):
+        found.damage.append(f"frame {record.number} has {present} of its {len(entries)} tiles")
     return FoundFrame(opened.offset, None, record.timestamp, FrameIndex(record, entries))
 
 
 @dataclass
 class Recovery:
-    """What `recover` saved: whole tiles, the names of lost ones, and sentences about what else was damaged."""
+    """What `recover` saved: whole tiles, sentences about the lost ones, and about what else was damaged."""
 
     frames: int = 0
     tiles: int = 0
+    lost_tiles: int = 0
+    """Of the recovered frames."""
     lost: list[str] = field(default_factory=list)
+    """One sentence for each damaged tile and for each run of missing ones."""
     damage: list[str] = field(default_factory=list)
 
 
@@ -146,11 +153,12 @@ def recover(source: bytes | BinaryIO | ByteSource, output: BinaryIO) -> Recovery
     writer: PictureWriter | RecordingWriter | None = None
     for frame in range(reader.frame_count):
         index = reader.index(frame)
-        if not any(entry != LOST for entry in index.entries):
-            continue
-        whole = [number for number in range(len(index.entries)) if _is_whole(reader, frame, number, report)]
+        present = _present(index.entries)
+        whole = [number for number in present if _is_whole(reader, frame, number, report)]
         if not whole:
             continue
+        report.lost += _missing(index.record, present)
+        report.lost_tiles += len(index.entries) - len(whole)
         metadata = _metadata(reader, frame, report)
         writer = writer or (RecordingWriter if reader.recording else PictureWriter)(output)
         writer.begin(index.record, metadata, digest=index.digest is not None)
@@ -165,6 +173,22 @@ def recover(source: bytes | BinaryIO | ByteSource, output: BinaryIO) -> Recovery
     if isinstance(writer, RecordingWriter):
         writer.close()
     return report
+
+
+def _present(entries: Sequence[tuple[int, int]]) -> list[int]:
+    if isinstance(entries, _FoundEntries):
+        return entries.present()
+    return [number for number, entry in enumerate(entries) if entry != LOST]
+
+
+def _missing(record: FrameRecord, present: list[int]) -> Iterator[str]:
+    """A sentence for each run of tiles that are not in the file."""
+    for before, after in pairwise([-1, *present, record.tile_count]):
+        first, count = before + 1, after - before - 1
+        if count == 1:
+            yield f"{record.tile_name(first)} is not in the file"
+        elif count:
+            yield f"{record.tile_name(first)} to {record.tile_name(after - 1)}: {count} tiles are not in the file"
 
 
 def _is_whole(reader: Reader, frame: int, number: int, report: Recovery) -> bool:

@@ -420,7 +420,7 @@ def dequantize_twin(step, params, symbols, decoded, companded):
 
 
 @pytest.mark.parametrize("parity", [-1, 0, 1])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 3), (5, 7, 33), (8, 8, 96), (16, 3, 17)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 3), (5, 7, 33), (8, 8, 96), (16, 3, 17), (2, 3, 600)])
 def test_steps_equal_their_definition(shape, parity):
     rng = np.random.default_rng(abs(hash((shape, parity))) % 1000)
     height, width, channels = shape

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import book_decoder
 import numpy as np
 import pytest
 
+from linnet.runtime import bitstream, tiles
 from linnet.runtime.codec import Codec
 from linnet.runtime.core import crc32c
 from linnet.runtime.errors import InputError
+
+HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -36,3 +43,34 @@ def test_the_library_refuses_what_the_book_refuses(codec: Codec, photograph: np.
             book_decoder.decode(bytes(damaged), codec.bundle)
         with pytest.raises(InputError):
             codec.decode(bytes(damaged))
+
+
+def test_the_worked_example_is_what_the_command_prints(tmp_path: Path) -> None:
+    document = (HERE.parent / "docs" / "bitstream.md").read_text()
+    example = document.partition("## Worked example")[2].split("```")[1].strip("\n")
+    command = [sys.executable, str(HERE / "annotate.py"), str(HERE / "vectors" / "one-pixel.lnt")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert example == printed.strip("\n")
+    data = b"".join(bytes.fromhex(line[8:56]) for line in example.splitlines() if line[:2] == "00")
+    assert data == (HERE / "vectors" / "one-pixel.lnt").read_bytes()
+
+
+def test_the_document_names_every_vector() -> None:
+    document = (HERE.parent / "docs" / "bitstream.md").read_text()
+    for folder in ("vectors", "vectors-bad"):
+        for path in (HERE / folder).glob("*.lnt"):
+            name = path.stem
+            short = name.removeprefix("entropy")  # the table lists these by their endings
+            assert f"`{name}`" in document or f"`{short}`" in document or name.startswith("camera"), name
+
+
+def test_the_document_names_the_limits() -> None:
+    document = (HERE.parent / "docs" / "bitstream.md").read_text()
+    limits = document.partition("## Limits")[2].partition("## Errors")[0]
+    assert bitstream.MAX_METADATA == 1 << 26 and "| EXIF, XMP or ICC payload | 2^26 bytes |" in limits
+    assert bitstream.MAX_TILE_PAYLOAD == 1 << 28 and "| TILE or SEAL payload | 2^28 bytes |" in limits
+    assert bitstream.MAX_RECORD == 1 << 16 and "| FRAM payload | 2^16 bytes |" in limits
+    assert bitstream.MAX_CHECKPOINT_FRAMES == 1 << 20 and "| frames listed by one CKPT | 1 .. 2^20 |" in limits
+    assert tiles.MAX_TILES == 1 << 24 and "| tiles of a frame, all levels | 2^24 |" in limits
+    assert tiles.MAX_SIDE == 1 << 20 and "| width and height | 1 .. 2^20 |" in limits
+    assert bitstream.MAX_LEVELS == 16 and "| levels | 16 |" in limits
