@@ -6,6 +6,7 @@ The synthesis sees real neighbours across tile borders, so a window equals the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,19 +65,31 @@ def strips(
 
 
 def _synthesise(codec: Codec, latents: RowBuffer, window: Rect, grid: TileGrid) -> np.ndarray:
-    """Pixels of `window` from decoded latents and quality values that cover it and its halo."""
+    """Pixels of `window` from decoded latents and quality values that cover it and its halo.
+
+    The network uses all threads; meanwhile one of the pool turns the planes of the piece before into pixels.
+    """
     pixels = np.empty((window.height, window.width, 3), np.uint8)
     channels = codec.bundle.latent_channels
+    companding = np.roll(codec.bundle.companding, 128).tobytes()  # by the byte of a latent
+    written: list[Future[np.ndarray]] = []
     for piece in compute_tiles(window, COMPUTE_WIDTH, window.height):
         seen = piece.aligned(BLOCK).grown(codec.synthesis_halo * BLOCK, grid.padded)
         part = latents.get(seen.scaled(1, BLOCK))[None]
         latent = np.ascontiguousarray(part[..., :-1])
         companded = np.empty((*latent.shape[:3], channels + 1), np.int8)
-        np.take(codec.bundle.companding, latent[..., :channels].view(np.uint8) ^ 128, out=companded[..., :-1])
+        # Twice as fast as indexing with numpy, which makes 8-byte indices first.
+        seen_as = np.frombuffer(latent[..., :channels].tobytes().translate(companding), np.int8)
+        companded[..., :-1] = seen_as.reshape(*latent.shape[:3], channels)
         companded[..., -1] = part[..., -1]
         planes = codec.backend.run("synthesis", {"latent": latent, "companded": companded})[0][0]
-        crop = (piece.x - seen.x, piece.y - seen.y, piece.width, piece.height)
-        core.planes_to_pixels(planes, crop, out=view(pixels, piece, window))
+        crop, out = (piece.x - seen.x, piece.y - seen.y, piece.width, piece.height), view(pixels, piece, window)
+        if codec.pool is None:
+            core.planes_to_pixels(planes, crop, out=out)
+        else:
+            written.append(codec.pool.submit(core.planes_to_pixels, planes, crop, out))
+    for job in written:
+        job.result()
     return pixels
 
 

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from linnet.benchmarks import metrics, mosaic, peers, region, single_thread
+from linnet.benchmarks import (
+    metrics,
+    mosaic,
+    peers,
+    region,
+    region_frames,
+    region_report,
+    region_timing,
+    single_thread,
+    tile_rates,
+)  # fmt: skip
 from linnet.benchmarks.codec import Codec
 from linnet.benchmarks.measure import CodecFailure
 from linnet.benchmarks.peers import Reader
@@ -24,22 +34,22 @@ from linnet.runtime.tiles import Rect, TileGrid
 
 @pytest.mark.parametrize(("width", "height", "side"), [(6000, 4000, 512), (949, 633, 64), (1024, 1024, 512)])
 def test_windows_lie_in_the_middle_on_one_tile_and_across_four(width: int, height: int, side: int) -> None:
-    grid = TileGrid(width, height, region.TILE)
-    windows = region.place(width, height, side)
+    grid = TileGrid(width, height, region_frames.TILE)
+    windows = region_frames.place(width, height, side)
     for window in windows.values():
         assert min(window.x, window.y) >= 0 and window.right <= width and window.bottom <= height
         off = window.x + side / 2 - width / 2, window.y + side / 2 - height / 2
-        assert max(map(abs, off)) <= region.TILE
-    assert len(grid.touching(windows["aligned"])) == 1 and windows["aligned"].x % region.TILE == 0
+        assert max(map(abs, off)) <= region_frames.TILE
+    assert len(grid.touching(windows["aligned"])) == 1 and windows["aligned"].x % region_frames.TILE == 0
     assert len(grid.touching(windows["unaligned"])) == 4 and windows["unaligned"].x % 2 == 1
 
 
 @pytest.mark.parametrize("megapixels", [0.6, 0.63, 1.3, 3.0])
 def test_a_larger_frame_has_the_same_window_at_the_same_place_of_its_tile(megapixels: float) -> None:
     picture = mosaic.build([mosaic.texture(190, 260)], 0.6)
-    larger, x, y = region.surround(picture, megapixels)
-    assert larger.shape[1::-1] == region.size(megapixels)
-    assert x % region.TILE == y % region.TILE == 0
+    larger, x, y = region_frames.surround(picture, megapixels)
+    assert larger.shape[1::-1] == region_frames.size(megapixels)
+    assert x % region_frames.TILE == y % region_frames.TILE == 0
     assert np.array_equal(larger[y : y + picture.shape[0], x : x + picture.shape[1]], picture)
 
 
@@ -68,7 +78,12 @@ def test_a_window_of_a_peer_is_its_crop(name: str, frame: np.ndarray, tmp_path: 
     assert metrics.psnr_rgb(full, frame) > 24
     height, width = frame.shape[:2]
     corner = Rect(width - 70, height - 50, 70, 50)
-    for window in (*region.place(width, height, 100).values(), corner, Rect(0, 0, 600, 7), Rect(511, 511, 514, 2)):
+    for window in (
+        *region_frames.place(width, height, 100).values(),
+        corner,
+        Rect(0, 0, 600, 7),
+        Rect(511, 511, 514, 2),
+    ):
         expected = full[window.y : window.bottom, window.x : window.right]
         assert np.array_equal(reader.read_window(path, window), expected), window
 
@@ -107,15 +122,15 @@ def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bytes_and_calls_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(100_000))
-    placed = region.Placed()
+    placed = region_timing.Placed()
     for length in (70_000, 30_000, 50_000):
         descriptor = os.open(path, os.O_RDONLY)
-        before = region._bytes_and_calls()
+        before = region_timing._bytes_and_calls()
         os.read(descriptor, length)
-        region._count(placed, before, region._bytes_and_calls())
+        region_timing._count(placed, before, region_timing._bytes_and_calls())
         os.close(descriptor)
     assert (placed.bytes_read, placed.reads) == (30_000, 1)
-    region._count(placed, None, None)
+    region_timing._count(placed, None, None)
     assert placed.reads == 1
 
 
@@ -135,16 +150,16 @@ def fake(name: str, calls: list[tuple[Any, ...]], *, shift: int = 0, has_windows
     return Reader(name, writer, "", "", "1", read, read_window, has_windows)
 
 
-def timed(readers: list[Reader], repeat: int) -> list[region.Sample]:
+def timed(readers: list[Reader], repeat: int) -> list[region_timing.Sample]:
     frames = [{"windows": {"aligned": Rect(0, 0, 8, 8), "unaligned": Rect(5, 9, 8, 8)}} for _ in range(2)]
-    samples = [region.Sample(reader.name, number, 1, 1.0) for number in range(2) for reader in readers]
-    return region.time_windows(samples, readers, frames, Path("nowhere"), repeat)
+    samples = [region_timing.Sample(reader.name, number, 1, 1.0) for number in range(2) for reader in readers]
+    return region_timing.time_windows(samples, readers, frames, Path("nowhere"), repeat)
 
 
 def test_sizes_take_turns_within_each_reader() -> None:
     calls: list[tuple[Any, ...]] = []
     timed([fake("a", calls), fake("b", calls)], repeat=2)
-    windows = [call[:2] for call in calls if call[2] == 5][: 4 * region.PASSES]  # the first round
+    windows = [call[:2] for call in calls if call[2] == 5][: 4 * region_timing.PASSES]  # the first round
     first_pass = [("a", "a-0"), ("a", "a-1"), ("b", "b-0"), ("b", "b-1")]
     assert windows[:4] == first_pass
     assert windows[4:8] == [("a", "a-1"), ("a", "a-0"), ("b", "b-1"), ("b", "b-0")]
@@ -158,7 +173,7 @@ def test_every_window_is_compared_with_its_crop() -> None:
     assert same.pop(("wrong", "unaligned")) is False
     assert len(same) == 3 and all(same.values())
     assert all(len(s.full_s) == 2 for s in samples)
-    assert all(len(passes) == region.PASSES for s in samples for p in s.windows.values() for passes in p.seconds)
+    assert all(len(passes) == region_timing.PASSES for s in samples for p in s.windows.values() for passes in p.seconds)
 
 
 def test_a_format_without_windows_is_not_decoded_over_and_over() -> None:
@@ -195,7 +210,7 @@ def document(*, megapixels: tuple[float, float] = (24.0, 96.0), same: bool = Tru
         "frames": [{"megapixels": m, "width": 9, "height": 9, "windows": {}} for m in megapixels],
         "readers": {"linnet": about}, "samples": [sample(0, 0.1), sample(1, 0.11)], "tile_rates": [],
     }  # fmt: skip
-    return made | {"summary": region.summarise(made), "rates": []}
+    return made | {"summary": region_report.summarise(made), "rates": []}
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -203,17 +218,17 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert small["full_over_window"] == pytest.approx({"min": 30, "median": 30, "max": 30})
     assert large["over_first_size"] == pytest.approx({"min": 1.1, "median": 1.1, "max": 1.1})
     assert (small["window_ms"], small["full_ms"]) == pytest.approx((150, 4500))
-    row = region.format_table(document()).splitlines()[2]
+    row = region_report.format_table(document()).splitlines()[2]
     assert "30.0 (30.0-30.0)" in row and "25.0%" in row and row.split()[-2:] == ["yes", "0.67"]
-    assert "x: absent, why" in region.format_table(document())
+    assert "x: absent, why" in region_report.format_table(document())
 
 
 def test_the_verdict_names_goals_only_at_their_sizes() -> None:
-    text = region.format_verdict(document())
+    text = region_report.format_verdict(document())
     assert "1/30.0 of the full decode at 24 megapixels (goal: 1/25)" in text
     assert "within 10 % at 96 megapixels (goal: 20 %)" in text and "all 24 windows equal" in text
-    assert "goal" not in region.format_verdict(document(megapixels=(1.0, 2.0)))
-    assert "DIFFER" in region.format_verdict(document(same=False))
+    assert "goal" not in region_report.format_verdict(document(megapixels=(1.0, 2.0)))
+    assert "DIFFER" in region_report.format_verdict(document(same=False))
 
 
 def test_rates_are_compared_at_equal_psnr() -> None:
@@ -224,7 +239,7 @@ def test_rates_are_compared_at_equal_psnr() -> None:
     tiles = {"256": [(1.1 * rate, psnr) for rate, psnr in one], "512": along}
     common = {"set": "s", "image": "i", "width": 700, "height": 600}
     whole = {"one_tile": one, "tiles": {"256": one}}
-    (row,) = region.summarise_rates([common | {"one_tile": one, "tiles": tiles}, common | whole])
+    (row,) = tile_rates.summarise_rates([common | {"one_tile": one, "tiles": tiles}, common | whole])
     costs = row["overhead_percent"]
     assert list(costs) == ["256", "512"] and costs["256"]["pictures"] == 2 and row["pictures"] == 2
     assert (costs["256"]["mean"], costs["256"]["max"]) == pytest.approx((5, 10))

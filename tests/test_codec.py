@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from linnet.runtime import core
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
 from linnet.runtime.coding import TileCoder
@@ -169,6 +171,41 @@ def test_tile_size_and_threads_change_nothing_in_the_pixels_of_one_tile(codec: C
     data = codec.encode(photograph, quality=60)
     assert single.encode(photograph, quality=60) == data
     np.testing.assert_array_equal(single.decode(data), codec.decode(data))
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_tiles_are_coded_in_parallel(
+    codec: Codec, photograph: np.ndarray, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entropy coding of one tile waits until a thread has begun that of another, or fails; one thread cannot."""
+    data = codec.encode(photograph, quality=60, tile=128)
+    pixels = codec.decode(data)
+    met = threading.Event()
+
+    def meeting(code):  # type: ignore[no-untyped-def]
+        barrier = threading.Barrier(2)
+
+        def wait_and_code(*arguments):  # type: ignore[no-untyped-def]
+            if not met.is_set():
+                barrier.wait(timeout=20)
+                met.set()
+            return code(*arguments)
+
+        return wait_and_code
+
+    monkeypatch.setattr(core, "quantize", meeting(core.quantize))
+    monkeypatch.setattr(core, "dequantize", meeting(core.dequantize))
+    with_two = Codec(codec.bundle, codec.backend, threads=2)
+    if direction == "encode":
+        assert with_two.encode(photograph, quality=60, tile=128) == data
+    else:
+        np.testing.assert_array_equal(with_two.decode(data), pixels)
+    assert met.is_set()
+    met.clear()
+    alone = Codec(codec.bundle, codec.backend, threads=1)
+    monkeypatch.setattr(threading.Barrier, "wait", lambda *_, **__: pytest.fail("one thread has nobody to meet"))
+    with pytest.raises(pytest.fail.Exception):
+        alone.encode(photograph, tile=128) if direction == "encode" else alone.decode(data)
 
 
 def test_digest_proves_the_decode(codec: Codec, photograph: np.ndarray) -> None:
