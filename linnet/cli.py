@@ -146,6 +146,10 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     doctor = _command(commands, "doctor", _doctor, "what this machine has, which backend runs, what to install")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
+    proof = _command(commands, "certificate", _certificate, "prove from a codec's weights that it is exact everywhere")
+    proof.add_argument("bundle", metavar="BUNDLE", nargs="?", help="the codec, else the one in the package")
+    proof.add_argument("--json", action="store_true", help="print JSON")
+
     _add_build(commands)
     _add_bench(commands, arguments)
 
@@ -415,6 +419,23 @@ def _info(options: argparse.Namespace) -> int:
         rows["damage"] = "; ".join(found.damage)
     for name, value in rows.items():
         print(f"{name:<10}{value}")
+    return 0
+
+
+def _certificate(options: argparse.Namespace) -> int:
+    from .calibration import certificate
+    from .runtime.bundle import Bundle
+
+    bundle = Bundle.open(options.bundle)
+    sheet = certificate.prove_bundle(bundle)
+    if options.json:
+        import json
+
+        print(json.dumps({"bundle": bundle.identity, **sheet}, indent=2))
+        return 0
+    print(certificate.as_text(sheet))
+    count = sum(map(len, sheet["networks"].values()))
+    print(f"bundle {bundle.name} {bundle.identity[:16]}: all rules hold for {count} convolutions")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Choosing a backend: execution providers and kernels of ONNX Runtime, what "auto" takes, what is said about the rest."""
+"""Choosing a backend: providers and kernels of ONNX Runtime, what "auto" takes, and what is said about the others."""
 
 from __future__ import annotations
 
