@@ -165,8 +165,8 @@ def networks(path: Path) -> dict[str, Network]:
 def input_at_the_bounds(node: Conv, rng: np.random.Generator, channels: int, side: int) -> np.ndarray:
     """(2 * channels, side, side, I) int8 that drives the `channels` outputs with the largest bounds to both ends.
 
-    The window with the largest sum has 127 under positive weights and -128 under negative ones; it stands wherever
-    windows do not overlap, amid random values of which half are extremes.
+    `side` is at least that of the kernel. The window with the largest sum has 127 under positive weights and -128
+    under negative ones; it stands wherever windows do not overlap, amid random values of which half are extremes.
     """
     weight = node.weight.astype(np.int64)
     order = np.argsort(-np.abs(weight).reshape(len(weight), -1).sum(1))[:channels]

@@ -1,12 +1,19 @@
-"""Every backend against the numpy reference, bit for bit, over single layers at their bounds."""
+"""Every backend against the numpy reference, bit for bit: one table of operator cases, and the shipped codec whole."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from linnet.runtime.backends.reference import requantise, run_network
-from linnet.runtime.network import Add, Concat, Conv, DepthToSpace, Network
+from linnet.runtime.backends.reference import convolve, requantise, run_network
+from linnet.runtime.bundle import Bundle
+from linnet.runtime.codec import Codec
+from linnet.runtime.network import ACCUMULATOR_LIMIT, Add, Concat, Conv, DepthToSpace, Network
+
+Runner = Callable[[Network, Mapping[str, np.ndarray]], list[np.ndarray]]
 
 RNG = np.random.default_rng(7)
 
@@ -19,14 +26,17 @@ def conv(
     kernel: int,
     *,
     stride: int = 1,
+    padding: int | None = None,
     raw: bool = False,
     weight: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
     shift: int | None = None,
 ) -> Conv:
     if weight is None:
         weight = 2 * RNG.integers(-63, 64, (channels_out, channels_in, kernel, kernel))
     shift_array = np.full(channels_out, shift) if shift is not None else RNG.integers(5, 12, channels_out)
-    bias = 2 * RNG.integers(-4000, 4000, channels_out) + 1
+    if bias is None:
+        bias = 2 * RNG.integers(-4000, 4000, channels_out) + 1
     return Conv(
         name,
         source,
@@ -35,7 +45,7 @@ def conv(
         bias.astype(np.int32),
         shift_array.astype(np.uint8),
         stride,
-        kernel // 2,
+        kernel // 2 if padding is None else padding,
         raw,
     )
 
@@ -47,14 +57,37 @@ def extreme(kernel: int) -> np.ndarray:
     return weight
 
 
+def near_ties() -> np.ndarray:
+    """Weights of which every sum is a multiple of half an output step, before the odd bias moves it off by one."""
+    return np.where(RNG.random((16, 8, 1, 1)) < 0.5, -64, 64)
+
+
 CASES = {
     "conv1x1": Network("case", {"x": 16}, ("a",), (conv("a", "x", 16, 24, 1),)),
     "conv3x3": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 24, 3),)),
     "conv3x3 stride 2": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, stride=2),)),
+    "conv2x2 stride 2": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 2, stride=2, padding=0),)),
+    "conv3x3 unpadded": Network("case", {"x": 9}, ("a",), (conv("a", "x", 9, 16, 3, padding=0),)),
+    "conv5x5": Network("case", {"x": 6}, ("a",), (conv("a", "x", 6, 16, 5),)),
+    "conv5x5 stride 2": Network("case", {"x": 3}, ("a",), (conv("a", "x", 3, 8, 5, stride=2),)),
+    "conv3x3 stride 2 raw": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, stride=2, raw=True),)),
+    "two raw sums added": Network(
+        "case",
+        {"x": 12},
+        ("c",),
+        (
+            conv("a", "x", 12, 20, 3, raw=True, shift=9),
+            conv("b", "x", 12, 20, 1, raw=True, shift=9),
+            Add("c", ("a", "b"), "c", raw=True),
+        ),
+    ),
     "conv3x3 raw": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, raw=True),)),
     "largest sums": Network("case", {"x": 64}, ("a",), (conv("a", "x", 64, 8, 3, weight=extreme(3), shift=16),)),
     "least shift": Network(
         "case", {"x": 4}, ("a",), (conv("a", "x", 4, 8, 1, weight=2 * RNG.integers(-1, 2, (8, 4, 1, 1)), shift=2),)
+    ),
+    "next to a tie": Network(
+        "case", {"x": 8}, ("a",), (conv("a", "x", 8, 16, 1, weight=near_ties(), bias=RNG.choice([-1, 1], 16), shift=7),)
     ),
     "add saturates": Network("case", {"x": 8, "y": 8}, ("a",), (Add("a", ("x", "y"), "a", raw=False),)),
     "concat": Network("case", {"x": 8, "y": 4}, ("b",), (Concat("a", ("x", "y"), "a"), conv("b", "a", 12, 8, 3))),
@@ -88,31 +121,132 @@ def assert_equal(got: list[np.ndarray], want: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_onnxruntime_uint8_form(case: str) -> None:
-    onnx_forms = pytest.importorskip("linnet.calibration.onnx_forms")
-    from linnet.runtime.backends.onnxruntime import OnnxRuntimeBackend
+def _onnxruntime(kernels: str) -> Runner:
+    def run(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        onnx_forms = pytest.importorskip("linnet.calibration.onnx_forms")
+        from linnet.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    network = CASES[case]
-    inputs = inputs_of(network)
-    backend = OnnxRuntimeBackend({"case": onnx_forms.onnxruntime_form(network)}, 1)
-    assert_equal(backend.run("case", inputs), run_network(network, inputs))
+        form = onnx_forms.qdq_form if kernels == "float" else onnx_forms.onnxruntime_form
+        return OnnxRuntimeBackend({network.name: form(network)}, 1, kernels=kernels).run(network.name, inputs)
+
+    return run
 
 
-@pytest.mark.parametrize("optimised", [False, True])
-@pytest.mark.parametrize("case", CASES)
-def test_qdq_form_in_float_and_integer_kernels(case: str, optimised: bool) -> None:
-    """With optimisations off ONNX Runtime computes the Q/DQ graph in fp32; with them on in integers."""
+def _qdq_optimised(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """ONNX Runtime finds the integer operators in the Q/DQ graph by itself."""
     onnx_forms = pytest.importorskip("linnet.calibration.onnx_forms")
     import onnxruntime
 
-    network = CASES[case]
     options = onnxruntime.SessionOptions()
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(onnx_forms.qdq_form(network), options, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(inputs))
+
+
+def _torch(dtype: str) -> Runner:
+    """PyTorch: values with their scales in fp32, or operands in bf16 whose products are summed in fp32.
+
+    The CPU's own bf16 convolution rounds its sums to bf16 on the way out, so here bf16 operands go through fp32
+    arithmetic: what is shown is that bf16 holds every operand. The tensor cores' sums: `benchmarks/exact_on_gpu.py`.
+    """
+
+    def run(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        torch = pytest.importorskip("torch")
+        functional = torch.nn.functional
+
+        def held(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values).float().to(getattr(torch, dtype)).float()
+
+        def quantised(x: torch.Tensor) -> torch.Tensor:
+            return torch.round(x * 128).clamp(-128, 127) / 128
+
+        tensors = {name: held(value.transpose(0, 3, 1, 2) / 128) for name, value in inputs.items()}
+        for node in network.nodes:
+            if isinstance(node, Conv):
+                step = np.exp2(-node.shift.astype(np.float64))
+                bias = torch.from_numpy(node.bias * step / 128).float()
+                weight = held(node.weight * step[:, None, None, None])
+                x = functional.conv2d(tensors[node.source], weight, bias, node.stride, node.padding)
+                tensors[node.output] = x if node.raw else quantised(x)
+            elif isinstance(node, Add):
+                x = tensors[node.sources[0]] + tensors[node.sources[1]]
+                tensors[node.output] = x if node.raw else quantised(x)
+            elif isinstance(node, Concat):
+                tensors[node.output] = torch.cat([tensors[source] for source in node.sources], 1)
+            else:
+                tensors[node.output] = functional.pixel_shuffle(tensors[node.source], node.block)
+        outputs = [tensors[name].permute(0, 2, 3, 1).numpy() for name in network.outputs]
+        return [x if raw else (x * 128).astype(np.int8) for x, raw in zip(outputs, network.raw_outputs, strict=True)]
+
+    return run
+
+
+BACKENDS: dict[str, Runner] = {
+    "onnxruntime integer kernels": _onnxruntime("integer"),
+    "onnxruntime precise integer kernels": _onnxruntime("precise integer"),
+    "onnxruntime float kernels": _onnxruntime("float"),
+    "onnxruntime, Q/DQ optimised": _qdq_optimised,
+    "pytorch fp32": _torch("float32"),
+    "pytorch bf16 operands": _torch("bfloat16"),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES)
+def test_operators(case: str, backend: str) -> None:
+    network = CASES[case]
     inputs = inputs_of(network)
-    assert_equal(session.run(None, inputs), run_network(network, inputs))
+    assert_equal(BACKENDS[backend](network, inputs), run_network(network, inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_network_of_the_shipped_codec(bundle: Bundle, backend: str) -> None:
+    """The known answers drive the networks into saturation; the reference computed them."""
+    for name, network in bundle.networks.items():
+        inputs, expected = bundle.known_answer(name)
+        assert_equal(BACKENDS[backend](network, inputs), expected)
+
+
+def test_every_layer_of_the_shipped_codec_at_its_largest_sums(bundle: Bundle) -> None:
+    """The benchmark for GPUs, on what a CPU has: inputs that reach every layer's bound."""
+    exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
+    layers = [node for network in bundle.networks.values() for node in network.nodes if isinstance(node, Conv)]
+    outcomes = exact.compare(layers, "cpu", channels=1, side=8)
+    tried = [outcome for outcome in outcomes if not outcome.missing]
+    assert len(tried) >= 4
+    for outcome in tried:
+        assert outcome.layers_exact == len(layers)
+        assert outcome.sums_that_differ == outcome.outputs_that_differ == 0
+        assert outcome.largest_sum > 0.9 * max(
+            layer["accumulator_bound"] for layers in bundle.certificate["networks"].values() for layer in layers
+        )
+
+
+def test_whole_files_on_float_kernels(codec: Codec, reference_codec: Codec, photograph: np.ndarray) -> None:
+    """A file that integer kernels wrote, decoded by float kernels and by the reference: the same pixels."""
+    from linnet.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    floats = Codec(codec.bundle, OnnxRuntimeBackend(codec.bundle.graphs("qdq"), 1, kernels="float"), 1)
+    picture = photograph[60:188, 150:300]
+    data = codec.encode(picture, quality=70, tile=64)
+    assert floats.encode(picture, quality=70, tile=64) == data
+    pixels = codec.decode(data)
+    np.testing.assert_array_equal(floats.decode(data), pixels)
+    np.testing.assert_array_equal(reference_codec.decode(data), pixels)
+
+
+def test_any_order_of_the_sum_is_exact_below_the_limit_and_not_above() -> None:
+    """fp32 sums of products of bf16 operands in shuffled orders, at the bound and at eight times the bound."""
+    rng = np.random.default_rng(5)
+    for terms, bias, always_exact in ((1030, 2**24 - 1030 * 16128 - 1, True), (8240, 1, False)):
+        weight, x = np.full(terms, 126), np.full(terms, -128)
+        x[rng.random(terms) < 0.01] = -127
+        products = np.append(weight * x, -bias).astype(np.float32)
+        exact = int((weight * x).sum()) - bias
+        assert (128 * np.abs(weight).sum() + abs(bias) < ACCUMULATOR_LIMIT) == always_exact
+        orders = [rng.permutation(len(products)) for _ in range(20)]
+        sums = [np.add.accumulate(products[order], dtype=np.float32)[-1] for order in orders]
+        assert all(int(total) == exact for total in sums) == always_exact
 
 
 def test_parity_rule_matters() -> None:
@@ -128,25 +262,27 @@ def test_parity_rule_matters() -> None:
     np.testing.assert_array_equal(np.rint(exact), np.floor(exact + 0.5))
 
 
+@pytest.mark.parametrize("shift_right", [0, 1])
+def test_without_the_parity_rule_real_layers_tie(bundle: Bundle, shift_right: int) -> None:
+    """The shipped layers as plain int8 (every weight and bias halved) tie; as they are, they never do."""
+    ties = 0
+    for network in bundle.networks.values():
+        for node in network.nodes:
+            if isinstance(node, Conv) and not node.raw and node.shift.min() > 2:
+                x = RNG.integers(-128, 128, (1, 6, 6, node.weight.shape[1])).astype(np.int8)
+                changed = replace(node, weight=node.weight >> shift_right, bias=node.bias >> shift_right)
+                sums, step = convolve(x, changed), 1 << (node.shift.astype(np.int64) - shift_right)
+                up, even = np.floor(sums / step + 0.5), np.rint(sums / step)
+                away = np.sign(sums) * np.floor(np.abs(sums) / step + 0.5)
+                differ = (up != even) | (up != away)
+                assert not differ[sums % step != step // 2].any(), "rounding rules differ only at ties"
+                ties += int(np.count_nonzero(sums % step == step // 2))
+                assert shift_right or not differ.any()
+    assert (ties > 0) == bool(shift_right)
+
+
 def test_requantise_rounds_to_nearest_for_every_odd_accumulator() -> None:
     for shift in (2, 3, 9):
         accumulator = np.arange(-(1 << 14) + 1, 1 << 14, 2)
         want = np.clip(np.rint(accumulator / 2**shift), -128, 127)
         np.testing.assert_array_equal(requantise(accumulator, np.array(shift)), want)
-
-
-def test_int64_and_float32_sums_agree_at_the_accumulator_limit() -> None:
-    network = CASES["largest sums"]
-    inputs = {"x": np.full((1, 5, 5, 64), -128, np.int8)}
-    node = network.nodes[0]
-    assert isinstance(node, Conv)
-    bound = 128 * np.abs(node.weight.astype(np.int64)).reshape(8, -1).sum(1).max() + np.abs(node.bias).max()
-    assert 2**23 < bound < 2**24
-    from linnet.runtime.backends.reference import convolve
-
-    windows = np.pad(inputs["x"].astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    weight = node.weight.astype(np.float32)
-    total = sum(
-        windows[:, dy : dy + 5, dx : dx + 5] @ weight[:, :, dy, dx].T for dy in range(3) for dx in range(3)
-    ) + node.bias.astype(np.float32)
-    np.testing.assert_array_equal(total.astype(np.int64), convolve(inputs["x"], node))
