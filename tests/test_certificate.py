@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +158,18 @@ def test_the_command_prints_the_sheet(capsys: pytest.CaptureFixture[str]) -> Non
     assert "all rules hold for 36 convolutions" in text
     assert main(["certificate", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["halo"]["synthesis"] == {"needed": 5, "stated": 5}
+
+
+def test_engines_that_round_by_adding_one_half_in_fp32_are_exact_too(bundle: Bundle) -> None:
+    for network in bundle.networks.values():
+        for node in network.nodes:
+            if isinstance(node, Conv):
+                weight, bias = node.weight.astype(np.int64), node.bias.astype(np.int64)
+                bounds = 128 * np.abs(weight).reshape(len(weight), -1).sum(1) + np.abs(bias)
+                assert (bounds + 2 ** (node.shift.astype(np.int64) - 1) <= 2**24).all()
+
+
+def test_the_check_by_hand_in_the_document_runs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "integers.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "docs/integers.md", "exec"), {})
