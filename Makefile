@@ -1,5 +1,6 @@
 # Two commands: `make demo` and `make test`; `make test-tensorrt-api` compares the TensorRT backend with NVIDIA's own
-# bindings, which it downloads. Each sets up .venv by itself and needs python3 (3.10 or newer, with venv)
+# bindings, which it downloads; `make test-portability` runs the runtime on emulated ARM and older x86 machines (Debian,
+# with qemu-user and g++-aarch64-linux-gnu). Each sets up .venv by itself and needs python3 (3.10 or newer, with venv)
 # and a C++ compiler.
 #
 #   make demo IMAGE=my.jpg     your photograph instead of the one that scikit-image brings
@@ -15,7 +16,7 @@ IMAGE  ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard runtime/native/*)
 
-.PHONY: demo test test-tensorrt-api lint clean
+.PHONY: demo test test-tensorrt-api test-portability lint clean
 
 demo: $(VENV)/made
 	rm -rf build
@@ -30,11 +31,14 @@ test: $(VENV)/ready-to-test
 test-tensorrt-api: $(VENV)/ready-to-test
 	$(BIN)/pytest -m tensorrt_api tests/test_tensorrt_api.py
 
+test-portability: $(VENV)/ready-to-test
+	$(BIN)/pytest -m portability -s tests/portability
+
 lint: $(VENV)/ready-to-test
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) build dist demo linnet.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .portability build dist demo linnet.egg-info .pytest_cache .ruff_cache .hypothesis
 	find linnet runtime export calibration training benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 	find runtime -name '*.so' -delete
 

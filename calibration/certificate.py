@@ -1,17 +1,22 @@
 """The proof that an integer network gives the same bits in every arithmetic, from its graph and weights alone.
 
-Each convolution is checked against the rules of `docs/integers.md`; the outcome is the bundle's `certificate.json`,
-one sheet per layer with the bound, the headroom, the shifts and the parity. A network that breaks a rule is refused
-with the layer's and the rule's name.
+Every operator is checked against the rules of `docs/integers.md`; the outcome is the bundle's `certificate.json`:
+for each convolution the bound, the headroom, the shifts and the parity, and how far each network sees. A network that
+breaks a rule is refused with the layer's and the rule's name. `linnet certificate` proves a bundle again and prints
+the sheet.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import UsageError
+from ..runtime.bundle import Bundle
+from ..runtime.errors import InputError, UsageError
 from ..runtime.network import (
     ACCUMULATOR_LIMIT,
     ACTIVATION_EXP,
@@ -23,7 +28,14 @@ from ..runtime.network import (
     Conv,
     DepthToSpace,
     Network,
+    Node,
 )
+from ..runtime.tiles import BLOCK
+
+ENCODER_ONLY = ("analysis", "hyper_analysis")
+"""Networks that only an encoder runs: they alone may give raw sums, which are quantised later."""
+PIXELS_PER_POSITION = {"analysis": 2, "synthesis": BLOCK}
+"""Of the planes that enter the networks whose neighbourhood crosses the borders of tiles."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +68,23 @@ def prove_conv(network: str, node: Conv) -> LayerProof:
 
     require(node.weight.dtype == np.int8, "weights are int8", f"they are {node.weight.dtype}")
     require(node.bias.dtype == np.int32, "biases are int32", f"they are {node.bias.dtype}")
-    weight = node.weight.astype(np.int64)
+    require(node.shift.dtype == np.uint8, "scales are powers of two", f"shifts are {node.shift.dtype}, not uint8")
+    weight, bias, shift = (array.astype(np.int64) for array in (node.weight, node.bias, node.shift))
+    require(
+        weight.ndim == 4 and weight.size > 0 and weight.shape[2] == weight.shape[3],
+        "kernels are square",
+        f"the weights are {weight.shape}",
+    )
+    channels = (len(weight),)
+    require(
+        bias.shape == channels and shift.shape == channels,
+        "one bias and one shift per output channel",
+        f"{bias.shape} and {shift.shape} for {channels[0]} channels",
+    )
+    require(node.stride >= 1 and node.padding >= 0, "strides and paddings count", f"{node.stride} and {node.padding}")
     peak = int(np.abs(weight).max())
     require(peak <= WEIGHT_LIMIT, f"weights within +-{WEIGHT_LIMIT}", f"the largest is {peak}")
-    shift = node.shift.astype(np.int64)
     require(bool((shift <= MAX_SHIFT).all()), f"shift at most {MAX_SHIFT}", f"the largest is {shift.max()}")
-    bias = node.bias.astype(np.int64)
     # The input is -128..127: 128 times the sum of magnitudes bounds every partial sum in every order, too.
     bounds = 128 * np.abs(weight).reshape(len(weight), -1).sum(1) + np.abs(bias)
     bound = int(bounds.max())
@@ -86,30 +109,86 @@ def prove_conv(network: str, node: Conv) -> LayerProof:
     )
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """`kind` is "int8" (scale 2**-7) or "raw"; `step` is positions of the input's plane per position of this one."""
+
+    kind: str
+    channels: int
+    step: float
+
+
+def _result(network: str, node: Node, sources: list[_Tensor]) -> _Tensor:
+    """What `node` makes of its inputs. Raises RuleBroken where kinds, channels or planes do not fit."""
+
+    def require(condition: bool, rule: str, detail: str) -> None:
+        if not condition:
+            raise RuleBroken(network, node.name, rule, detail)
+
+    first, raw = sources[0], isinstance(node, Conv | Add) and node.raw
+    expected = "raw" if isinstance(node, Add) and raw else "int8"
+    wrong = [source.kind for source in sources if source.kind != expected]
+    require(not wrong, f"inputs are {expected}", f"one of them is {wrong[0] if wrong else expected}")
+    if isinstance(node, Conv):
+        taken = node.weight.shape[1]
+        require(taken == first.channels, "channels fit", f"it takes {taken} channels and gets {first.channels}")
+        return _Tensor("raw" if raw else "int8", len(node.weight), first.step * node.stride)
+    if isinstance(node, DepthToSpace):
+        square = node.block**2
+        require(
+            node.block >= 1 and first.channels % square == 0,
+            "channels fit",
+            f"{first.channels} channels do not make blocks of {square}",
+        )
+        return _Tensor("int8", first.channels // square, first.step / node.block)
+    steps, channels = {source.step for source in sources}, [source.channels for source in sources]
+    require(len(steps) == 1, "planes of one size", f"its inputs have {sorted(steps)} times the input's step")
+    if isinstance(node, Concat):
+        return _Tensor("int8", sum(channels), first.step)
+    require(len(set(channels)) == 1, "equal scales and channels at adds", f"its inputs have {channels} channels")
+    return _Tensor("raw" if raw else "int8", first.channels, first.step)
+
+
 def prove(network: Network) -> list[LayerProof]:
-    """Prove a whole network: known operators, tensors defined before use, int8 where int8 is due, every convolution."""
-    kinds = dict.fromkeys(network.inputs, "int8")
+    """Prove a whole network: known operators, tensors defined once and before use, int8 where int8 is due, planes and
+    channels that fit, every convolution, raw sums only in what an encoder runs. Raises RuleBroken."""
+    tensors = {name: _Tensor("int8", channels, 1.0) for name, channels in network.inputs.items()}
     proofs = []
     for node in network.nodes:
+        if not isinstance(node, Conv | Add | Concat | DepthToSpace):
+            raise RuleBroken(network.name, str(node), "allowed operators", f"{type(node).__name__} is not one of them")
         sources = (node.source,) if isinstance(node, Conv | DepthToSpace) else node.sources
         for source in sources:
-            if source not in kinds:
+            if source not in tensors:
                 raise RuleBroken(network.name, node.name, "inputs exist", f"{source} is not defined before it is used")
-        expected = "raw" if isinstance(node, Add) and node.raw else "int8"
-        wrong = [source for source in sources if kinds[source] != expected]
-        if wrong:
-            raise RuleBroken(network.name, node.name, f"inputs are {expected}", f"{wrong[0]} is {kinds[wrong[0]]}")
+        if node.output in tensors:
+            raise RuleBroken(network.name, node.name, "tensors are defined once", f"{node.output} was there before")
         if isinstance(node, Conv):
             proofs.append(prove_conv(network.name, node))
-        elif not isinstance(node, Add | Concat | DepthToSpace):
-            raise RuleBroken(network.name, str(node), "allowed operators", f"{type(node).__name__} is not one of them")
-        kinds[node.output] = "raw" if isinstance(node, Conv | Add) and node.raw else "int8"
+        tensors[node.output] = _result(network.name, node, [tensors[source] for source in sources])
+    for output in network.outputs:
+        if output not in tensors:
+            raise RuleBroken(network.name, output, "outputs exist", "no operator makes it")
+        if tensors[output].kind == "raw" and network.name not in ENCODER_ONLY:
+            raise RuleBroken(
+                network.name, output, "raw sums only in the encoder", f"only {' and '.join(ENCODER_ONLY)} may give them"
+            )
     return proofs
 
 
-def certificate(networks: dict[str, Network]) -> dict[str, object]:
-    """The proof sheet of all networks as JSON."""
+def needed_halo(networks: Mapping[str, Network]) -> dict[str, int]:
+    """Blocks of 16 pixels around a region that its exact values need, by network, from the receptive fields."""
     return {
+        name: math.ceil(networks[name].receptive_radius() * pixels / BLOCK)
+        for name, pixels in PIXELS_PER_POSITION.items()
+        if name in networks
+    }
+
+
+def certificate(networks: Mapping[str, Network], halo: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The proof sheet of all networks as JSON. With `halo` (blocks, by network, as a manifest states it) also that a
+    window with this margin sees all that its pixels depend on. Raises RuleBroken."""
+    sheet: dict[str, Any] = {
         "contract": {
             "activation_exp": ACTIVATION_EXP,
             "accumulator_limit": ACCUMULATOR_LIMIT,
@@ -119,3 +198,55 @@ def certificate(networks: dict[str, Network]) -> dict[str, object]:
         },
         "networks": {name: [asdict(proof) for proof in prove(network)] for name, network in networks.items()},
     }
+    sheet["receptive_radius"] = {name: network.receptive_radius() for name, network in networks.items()}
+    if halo is not None:
+        for name, needed in needed_halo(networks).items():
+            if halo.get(name, 0) < needed:
+                raise RuleBroken(
+                    name,
+                    networks[name].outputs[0],
+                    "the halo covers the receptive field",
+                    f"{networks[name].receptive_radius()} positions need {needed} blocks, not {halo.get(name, 0)}",
+                )
+        sheet["halo"] = {name: {"needed": n, "stated": halo[name]} for name, n in needed_halo(networks).items()}
+    return sheet
+
+
+def prove_bundle(bundle: Bundle) -> dict[str, Any]:
+    """Prove `bundle` from its weights and graphs alone, and compare with the sheet that it carries.
+
+    Raises InputError where a rule is broken or where the carried sheet says anything else.
+    """
+    try:
+        proved = certificate(bundle.networks, bundle.manifest["halo"])
+    except RuleBroken as error:
+        raise InputError(f"bundle {bundle.name} is not exact: {error}") from error
+    for section, stated in bundle.certificate.items():
+        if proved.get(section) != stated:
+            raise InputError(
+                f"bundle {bundle.name}: section {section!r} of its certificate is not what its weights prove: "
+                "get the bundle again"
+            )
+    return proved
+
+
+def as_text(sheet: Mapping[str, Any]) -> str:
+    """The sheet for a reader: a line per convolution, with the bound as a share of 2^24."""
+    limit = sheet["contract"]["accumulator_limit"]
+    lines = []
+    for name, layers in sheet["networks"].items():
+        lines.append(f"{name}: sees {sheet['receptive_radius'][name]:g} positions to each side")
+        if name in sheet.get("halo", {}):
+            halo = sheet["halo"][name]
+            lines[-1] += f", needs a halo of {halo['needed']} blocks of {BLOCK} pixels, has {halo['stated']}"
+        lines.append(
+            f"  {'convolution':28} {'|w|':>4} {'|sum| below':>12} {'of 2^24':>8} {'headroom':>9} {'shift':>6}  sums"
+        )
+        for layer in layers:
+            bound = layer["accumulator_bound"]
+            shifts = f"{layer['shift_min']}-{layer['shift_max']}"
+            lines.append(
+                f"  {layer['layer']:28} {layer['weight_peak']:4} {bound:12} {bound / limit:8.1%} "
+                f"{layer['headroom_bits']:4.1f} bits {shifts:>6}  {'odd' if layer['odd'] else 'raw'}"
+            )
+    return "\n".join(lines)

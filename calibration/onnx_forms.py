@@ -246,7 +246,9 @@ def _raw_convolution(graph: _Graph, node: Conv, source: str, out: str) -> None:
             taps.append(graph.add("Slice", [x, start, end, axes, steps], f"{name}/tap_{dy}_{dx}"))
     patches = graph.add("Concat", taps, f"{name}/patches", axis=3)
     matrix = node.weight.transpose(2, 3, 1, 0).reshape(-1, len(node.weight))
-    zero, zero_weight = graph.constant("zero", np.uint8(ZERO_POINT)), graph.constant("zero_weight", np.int8(0))
+    zero = graph.constant("zero", np.uint8(ZERO_POINT))
+    # One for each layer: the precise mode of ONNX Runtime rewrites it, and refuses a graph where two layers share it.
+    zero_weight = graph.constant(f"{name}/zero_weight", np.int8(0))
     weight = graph.constant(f"{name}/matrix", np.ascontiguousarray(matrix))
     wide = graph.add("MatMulInteger", [patches, weight, zero, zero_weight], f"{name}/int32")
     scale = np.exp2(-(ACTIVATION_EXP + node.shift.astype(np.float64)))

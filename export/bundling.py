@@ -122,7 +122,7 @@ def export_camera(weights: Path, out: Path) -> str:
         "networks.npz": pack_arrays(stored),
         "tables.npz": pack_arrays(tables),
         "known_answers.npz": pack_arrays(known_answers(networks)),
-        "certificate.json": json.dumps(certificate(networks), indent=1).encode(),
+        "certificate.json": json.dumps(certificate(networks, manifest["halo"]), indent=1).encode(),
     }
     qdq_forms = {name: qdq_form(network) for name, network in networks.items()}
     tensorrt_rules.check(qdq_forms)

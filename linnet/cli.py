@@ -156,6 +156,10 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     doctor = _command(commands, "doctor", _doctor, "what this machine has, which backend runs, what to install")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
+    proof = _command(commands, "certificate", _certificate, "prove from a codec's weights that it is exact everywhere")
+    proof.add_argument("bundle", metavar="BUNDLE", nargs="?", help="the codec, else the one in the package")
+    proof.add_argument("--json", action="store_true", help="print JSON")
+
     _add_build(commands)
     _add_bench(commands, arguments)
 
@@ -441,28 +445,55 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _certificate(options: argparse.Namespace) -> int:
+    from .calibration import certificate
+    from .runtime.bundle import Bundle
+
+    bundle = Bundle.open(options.bundle)
+    sheet = certificate.prove_bundle(bundle)
+    if options.json:
+        import json
+
+        print(json.dumps({"bundle": bundle.identity, **sheet}, indent=2))
+        return 0
+    print(certificate.as_text(sheet))
+    count = sum(map(len, sheet["networks"].values()))
+    print(f"bundle {bundle.name} {bundle.identity[:16]}: all rules hold for {count} convolutions")
+    return 0
+
+
 def _verify(options: argparse.Namespace) -> int:
     from . import files
     from .runtime import inspection
-    from .runtime.errors import InputError
 
     name = files.shown(options.input)
     with files.reading(options.input) as source:
         with _about(options.input):
             found = inspection.verify(source)
         if options.pixels:
-            from . import pictures
-
-            codec = pictures.codec(options.bundle, options.backend, options.threads)
-            with _about(options.input), _Bar("decoding") as progress:
-                if not codec.verify_pixels(source, progress=progress):
-                    raise InputError(
-                        "the decoded pixels differ from the stored proof though every checksum holds; "
-                        "run `linnet doctor` and compare --backend reference"
-                    )
+            _prove_pixels(options, source)
     tiles = "1 tile" if found.tiles == 1 else f"{found.tiles} tiles"
     print(f"{name}: intact, {tiles}{', the pixels match their proof' if options.pixels else ''}")
     return 0
+
+
+def _prove_pixels(options: argparse.Namespace, source: Any) -> None:
+    """Decode every frame here; InputError where one has no proof or does not match it."""
+    from . import pictures
+    from .runtime.errors import InputError
+    from .runtime.reader import Reader
+
+    codec = pictures.codec(options.bundle, options.backend, options.threads)
+    with _about(options.input):
+        reader = Reader(source)
+        for frame in range(reader.frame_count):
+            where = f"frame {frame}: " if reader.frame_count > 1 else ""
+            with _Bar(f"decoding {where.rstrip(': ')}".rstrip()) as progress:
+                if not codec.verify_pixels(reader, frame=frame, progress=progress):
+                    raise InputError(
+                        f"{where}the decoded pixels differ from the stored proof though every checksum holds; "
+                        "run `linnet doctor` and compare --backend reference"
+                    )
 
 
 def _record(options: argparse.Namespace) -> int:

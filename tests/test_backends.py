@@ -1,100 +1,288 @@
-"""Choosing a backend: execution providers of ONNX Runtime, what "auto" takes, and what is said about the others."""
+"""Every backend against the numpy reference, bit for bit: one table of operator cases, and the shipped codec whole."""
 
 from __future__ import annotations
 
-import sys
-import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from linnet import defaults
-from linnet.runtime import backends
-from linnet.runtime.backends import onnxruntime as provided
-from linnet.runtime.backends.reference import ReferenceBackend
+from linnet.runtime.backends.reference import convolve, requantise, run_network
 from linnet.runtime.bundle import Bundle
-from linnet.runtime.errors import Absent, MachineError, UsageError
+from linnet.runtime.codec import Codec
+from linnet.runtime.network import ACCUMULATOR_LIMIT, Add, Concat, Conv, DepthToSpace, Network
 
-runtime = pytest.importorskip("onnxruntime")
-CPU = ("CPUExecutionProvider", {})
+Runner = Callable[[Network, Mapping[str, np.ndarray]], list[np.ndarray]]
 
-
-@pytest.fixture
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CUDA provider's place is taken by the CPU's: the graphs and the self-test are those of a GPU."""
-    monkeypatch.setitem(provided.PROVIDERS, "onnxruntime-cuda", CPU)
+RNG = np.random.default_rng(7)
 
 
-def test_the_command_line_offers_what_exists(bundle: Bundle) -> None:
-    assert defaults.BACKENDS == backends.NAMES
-    with pytest.raises(UsageError, match="abacus"):
-        backends.select("abacus", bundle)
+def conv(
+    name: str,
+    source: str,
+    channels_in: int,
+    channels_out: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    raw: bool = False,
+    weight: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    shift: int | None = None,
+) -> Conv:
+    if weight is None:
+        weight = 2 * RNG.integers(-63, 64, (channels_out, channels_in, kernel, kernel))
+    shift_array = np.full(channels_out, shift) if shift is not None else RNG.integers(5, 12, channels_out)
+    if bias is None:
+        bias = 2 * RNG.integers(-4000, 4000, channels_out) + 1
+    return Conv(
+        name,
+        source,
+        name,
+        weight.astype(np.int8),
+        bias.astype(np.int32),
+        shift_array.astype(np.uint8),
+        stride,
+        kernel // 2 if padding is None else padding,
+        raw,
+    )
 
 
-@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-def test_absent_providers_name_the_package(bundle: Bundle, name: str) -> None:
-    if provided.PROVIDERS[name][0] in runtime.get_available_providers():
-        pytest.skip("this machine has it")
-    with pytest.raises(Absent, match="ExecutionProvider: pip install onnxruntime-gpu"):
-        backends.select(name, bundle)
+def extreme(kernel: int) -> np.ndarray:
+    """Weights that reach the largest sums: all at the limit, alternating signs in half of the channels."""
+    weight = np.full((8, 64, kernel, kernel), 126)
+    weight[4:, ::2] = -126
+    return weight
 
 
-def test_a_provider_runs_the_qdq_graphs_exactly(bundle: Bundle, fake_cuda: None) -> None:
-    backend = backends.select("onnxruntime-cuda", bundle)
-    assert backend.name == "onnxruntime-cuda"
-    for network in ("analysis", "context_2", "synthesis"):
-        inputs, expected = bundle.known_answer(network)
-        for got, want in zip(backend.run(network, inputs), expected, strict=True):
-            assert got.dtype == want.dtype
-            np.testing.assert_array_equal(got, want)
+def near_ties() -> np.ndarray:
+    """Weights of which every sum is a multiple of half an output step, before the odd bias moves it off by one."""
+    return np.where(RNG.random((16, 8, 1, 1)) < 0.5, -64, 64)
 
 
-def test_auto_prefers_a_gpu(bundle: Bundle, fake_cuda: None) -> None:
-    assert backends.select("auto", bundle).name == "onnxruntime-cuda"
+CASES = {
+    "conv1x1": Network("case", {"x": 16}, ("a",), (conv("a", "x", 16, 24, 1),)),
+    "conv3x3": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 24, 3),)),
+    "conv3x3 stride 2": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, stride=2),)),
+    "conv2x2 stride 2": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 2, stride=2, padding=0),)),
+    "conv3x3 unpadded": Network("case", {"x": 9}, ("a",), (conv("a", "x", 9, 16, 3, padding=0),)),
+    "conv5x5": Network("case", {"x": 6}, ("a",), (conv("a", "x", 6, 16, 5),)),
+    "conv5x5 stride 2": Network("case", {"x": 3}, ("a",), (conv("a", "x", 3, 8, 5, stride=2),)),
+    "conv3x3 stride 2 raw": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, stride=2, raw=True),)),
+    "two raw sums added": Network(
+        "case",
+        {"x": 12},
+        ("c",),
+        (
+            conv("a", "x", 12, 20, 3, raw=True, shift=9),
+            conv("b", "x", 12, 20, 1, raw=True, shift=9),
+            Add("c", ("a", "b"), "c", raw=True),
+        ),
+    ),
+    "conv3x3 raw": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, raw=True),)),
+    "largest sums": Network("case", {"x": 64}, ("a",), (conv("a", "x", 64, 8, 3, weight=extreme(3), shift=16),)),
+    "least shift": Network(
+        "case", {"x": 4}, ("a",), (conv("a", "x", 4, 8, 1, weight=2 * RNG.integers(-1, 2, (8, 4, 1, 1)), shift=2),)
+    ),
+    "next to a tie": Network(
+        "case", {"x": 8}, ("a",), (conv("a", "x", 8, 16, 1, weight=near_ties(), bias=RNG.choice([-1, 1], 16), shift=7),)
+    ),
+    "add saturates": Network("case", {"x": 8, "y": 8}, ("a",), (Add("a", ("x", "y"), "a", raw=False),)),
+    "concat": Network("case", {"x": 8, "y": 4}, ("b",), (Concat("a", ("x", "y"), "a"), conv("b", "a", 12, 8, 3))),
+    "depth to space": Network("case", {"x": 16}, ("b",), (DepthToSpace("a", "x", "a", 2), conv("b", "a", 4, 8, 3))),
+    "conv then depth to space": Network(
+        "case", {"x": 6}, ("b",), (conv("a", "x", 6, 27, 3), DepthToSpace("b", "a", "b", 3))
+    ),
+    "12 channels": Network("case", {"x": 16}, ("b",), (conv("a", "x", 16, 12, 3), conv("b", "a", 12, 20, 1))),
+    "residual": Network(
+        "case",
+        {"x": 8},
+        ("c",),
+        (conv("a", "x", 8, 8, 3), conv("b", "a", 8, 8, 1), Add("c", ("x", "b"), "c", raw=False)),
+    ),
+}
 
 
-def test_a_provider_whose_libraries_do_not_load_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = runtime.InferenceSession
-    monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(runtime, "InferenceSession", lambda graph, options, providers: session(graph, options, [CPU]))
-    with pytest.raises(MachineError, match=r"CUDAExecutionProvider .* does not start here"):
-        backends.select("onnxruntime-cuda", bundle)
-    with pytest.warns(RuntimeWarning, match=r"does not start here.*trying the next backend"):
-        assert backends.select("auto", bundle).name == "onnxruntime"
+def inputs_of(network: Network, side: int = 9) -> dict[str, np.ndarray]:
+    """Random int8 with many extremes."""
+    return {
+        name: RNG.choice(
+            np.array([-128, -127, -1, 0, 1, 126, 127, *range(-100, 100, 7)]), (2, side, side, channels)
+        ).astype(np.int8)
+        for name, channels in network.inputs.items()
+    }
 
 
-def test_a_provider_with_wrong_bits_is_refused(
-    bundle: Bundle, fake_cuda: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graphs = bundle.graphs("qdq")
-    wrong = {**graphs, "context_1": graphs["context_2"].replace(b"context_2", b"context_1")}
-    monkeypatch.setattr(bundle, "graphs", lambda form: wrong if form == "qdq" else Bundle.graphs(bundle, form))
-    with pytest.raises(MachineError, match=r"backend onnxruntime-cuda computes network context_1 .* wrongly"):
-        backends.select("onnxruntime-cuda", bundle)
-    with pytest.warns(RuntimeWarning, match=r"wrongly.*trying the next backend"):
-        backend = backends.select("auto", bundle)
-    assert backend.name == "onnxruntime"
-    inputs, expected = bundle.known_answer("context_1")
-    np.testing.assert_array_equal(backend.run("context_1", inputs)[0], expected[0])
+def assert_equal(got: list[np.ndarray], want: list[np.ndarray]) -> None:
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
 
 
-def test_without_onnxruntime_the_reference_remains(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.warns(RuntimeWarning, match=r"onnxruntime cannot be imported .*falling back to the slow reference"):
-        assert isinstance(backends.select("auto", bundle), ReferenceBackend)
-    with pytest.raises(Absent, match="pip install onnxruntime"):
-        backends.select("onnxruntime", bundle)
+def _onnxruntime(kernels: str) -> Runner:
+    def run(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        onnx_forms = pytest.importorskip("linnet.calibration.onnx_forms")
+        from linnet.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+        form = onnx_forms.qdq_form if kernels == "float" else onnx_forms.onnxruntime_form
+        return OnnxRuntimeBackend({network.name: form(network)}, 1, kernels=kernels).run(network.name, inputs)
+
+    return run
 
 
-def test_auto_is_silent_about_what_is_absent(bundle: Bundle) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        backends.select("auto", bundle)
+def _qdq_optimised(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """ONNX Runtime finds the integer operators in the Q/DQ graph by itself."""
+    onnx_forms = pytest.importorskip("linnet.calibration.onnx_forms")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(onnx_forms.qdq_form(network), options, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(inputs))
 
 
-def test_describe_has_a_line_for_each(bundle: Bundle) -> None:
-    found = backends.describe(bundle)
-    assert [line["name"] for line in found] == list(backends.NAMES[1:])
-    for line in found:
-        assert line["detail"]
-        assert line["available"] or line["remedy"], line
+def _torch(dtype: str) -> Runner:
+    """PyTorch: values with their scales in fp32, or operands in bf16 whose products are summed in fp32.
+
+    The CPU's own bf16 convolution rounds its sums to bf16 on the way out, so here bf16 operands go through fp32
+    arithmetic: what is shown is that bf16 holds every operand. The tensor cores' sums: `benchmarks/exact_on_gpu.py`.
+    """
+
+    def run(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        torch = pytest.importorskip("torch")
+        functional = torch.nn.functional
+
+        def held(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values).float().to(getattr(torch, dtype)).float()
+
+        def quantised(x: torch.Tensor) -> torch.Tensor:
+            return torch.round(x * 128).clamp(-128, 127) / 128
+
+        tensors = {name: held(value.transpose(0, 3, 1, 2) / 128) for name, value in inputs.items()}
+        for node in network.nodes:
+            if isinstance(node, Conv):
+                step = np.exp2(-node.shift.astype(np.float64))
+                bias = torch.from_numpy(node.bias * step / 128).float()
+                weight = held(node.weight * step[:, None, None, None])
+                x = functional.conv2d(tensors[node.source], weight, bias, node.stride, node.padding)
+                tensors[node.output] = x if node.raw else quantised(x)
+            elif isinstance(node, Add):
+                x = tensors[node.sources[0]] + tensors[node.sources[1]]
+                tensors[node.output] = x if node.raw else quantised(x)
+            elif isinstance(node, Concat):
+                tensors[node.output] = torch.cat([tensors[source] for source in node.sources], 1)
+            else:
+                tensors[node.output] = functional.pixel_shuffle(tensors[node.source], node.block)
+        outputs = [tensors[name].permute(0, 2, 3, 1).numpy() for name in network.outputs]
+        return [x if raw else (x * 128).astype(np.int8) for x, raw in zip(outputs, network.raw_outputs, strict=True)]
+
+    return run
+
+
+BACKENDS: dict[str, Runner] = {
+    "onnxruntime integer kernels": _onnxruntime("integer"),
+    "onnxruntime precise integer kernels": _onnxruntime("precise integer"),
+    "onnxruntime float kernels": _onnxruntime("float"),
+    "onnxruntime, Q/DQ optimised": _qdq_optimised,
+    "pytorch fp32": _torch("float32"),
+    "pytorch bf16 operands": _torch("bfloat16"),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES)
+def test_operators(case: str, backend: str) -> None:
+    network = CASES[case]
+    inputs = inputs_of(network)
+    assert_equal(BACKENDS[backend](network, inputs), run_network(network, inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_network_of_the_shipped_codec(bundle: Bundle, backend: str) -> None:
+    """The known answers drive the networks into saturation; the reference computed them."""
+    for name, network in bundle.networks.items():
+        inputs, expected = bundle.known_answer(name)
+        assert_equal(BACKENDS[backend](network, inputs), expected)
+
+
+def test_every_layer_of_the_shipped_codec_at_its_largest_sums(bundle: Bundle) -> None:
+    """The benchmark for GPUs, on what a CPU has: inputs that reach every layer's bound."""
+    exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
+    layers = [node for network in bundle.networks.values() for node in network.nodes if isinstance(node, Conv)]
+    outcomes = exact.compare(layers, "cpu", channels=1, side=8)
+    tried = [outcome for outcome in outcomes if not outcome.missing]
+    assert len(tried) >= 4
+    for outcome in tried:
+        assert outcome.layers_exact == len(layers)
+        assert outcome.sums_that_differ == outcome.outputs_that_differ == 0
+        assert outcome.largest_sum > 0.9 * max(
+            layer["accumulator_bound"] for layers in bundle.certificate["networks"].values() for layer in layers
+        )
+
+
+def test_whole_files_on_float_kernels(codec: Codec, reference_codec: Codec, photograph: np.ndarray) -> None:
+    """A file that integer kernels wrote, decoded by float kernels and by the reference: the same pixels."""
+    from linnet.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    floats = Codec(codec.bundle, OnnxRuntimeBackend(codec.bundle.graphs("qdq"), 1, kernels="float"), 1)
+    picture = photograph[60:188, 150:300]
+    data = codec.encode(picture, quality=70, tile=64)
+    assert floats.encode(picture, quality=70, tile=64) == data
+    pixels = codec.decode(data)
+    np.testing.assert_array_equal(floats.decode(data), pixels)
+    np.testing.assert_array_equal(reference_codec.decode(data), pixels)
+
+
+def test_any_order_of_the_sum_is_exact_below_the_limit_and_not_above() -> None:
+    """fp32 sums of products of bf16 operands in shuffled orders, at the bound and at eight times the bound."""
+    rng = np.random.default_rng(5)
+    for terms, bias, always_exact in ((1030, 2**24 - 1030 * 16128 - 1, True), (8240, 1, False)):
+        weight, x = np.full(terms, 126), np.full(terms, -128)
+        x[rng.random(terms) < 0.01] = -127
+        products = np.append(weight * x, -bias).astype(np.float32)
+        exact = int((weight * x).sum()) - bias
+        assert (128 * np.abs(weight).sum() + abs(bias) < ACCUMULATOR_LIMIT) == always_exact
+        orders = [rng.permutation(len(products)) for _ in range(20)]
+        sums = [np.add.accumulate(products[order], dtype=np.float32)[-1] for order in orders]
+        assert all(int(total) == exact for total in sums) == always_exact
+
+
+def test_parity_rule_matters() -> None:
+    """Plain int8 weights do produce ties, on which rounding rules differ; even weights and odd biases never do."""
+    x = RNG.integers(-128, 128, (4096, 27))
+    plain, shift = RNG.integers(-127, 128, 27), 6
+    tie = (x @ plain) % (1 << shift) == 1 << (shift - 1)
+    exact = (x @ plain) / 2**shift
+    assert tie.any()
+    assert (np.rint(exact) != np.floor(exact + 0.5)).any(), "half-even and half-up must differ on ties"
+    odd = x @ (2 * (plain // 2)) + 1
+    exact = odd / 2**shift
+    np.testing.assert_array_equal(np.rint(exact), np.floor(exact + 0.5))
+
+
+@pytest.mark.parametrize("shift_right", [0, 1])
+def test_without_the_parity_rule_real_layers_tie(bundle: Bundle, shift_right: int) -> None:
+    """The shipped layers as plain int8 (every weight and bias halved) tie; as they are, they never do."""
+    ties = 0
+    for network in bundle.networks.values():
+        for node in network.nodes:
+            if isinstance(node, Conv) and not node.raw and node.shift.min() > 2:
+                x = RNG.integers(-128, 128, (1, 6, 6, node.weight.shape[1])).astype(np.int8)
+                changed = replace(node, weight=node.weight >> shift_right, bias=node.bias >> shift_right)
+                sums, step = convolve(x, changed), 1 << (node.shift.astype(np.int64) - shift_right)
+                up, even = np.floor(sums / step + 0.5), np.rint(sums / step)
+                away = np.sign(sums) * np.floor(np.abs(sums) / step + 0.5)
+                differ = (up != even) | (up != away)
+                assert not differ[sums % step != step // 2].any(), "rounding rules differ only at ties"
+                ties += int(np.count_nonzero(sums % step == step // 2))
+                assert shift_right or not differ.any()
+    assert (ties > 0) == bool(shift_right)
+
+
+def test_requantise_rounds_to_nearest_for_every_odd_accumulator() -> None:
+    for shift in (2, 3, 9):
+        accumulator = np.arange(-(1 << 14) + 1, 1 << 14, 2)
+        want = np.clip(np.rint(accumulator / 2**shift), -128, 127)
+        np.testing.assert_array_equal(requantise(accumulator, np.array(shift)), want)

@@ -6,7 +6,7 @@ A backend has a `name` and `run(network, inputs) -> outputs` over NHWC tensors: 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -40,18 +40,34 @@ class Answers(Protocol):
 
 
 class _Tested:
-    """A backend that checks each network against its known answer when the network is first used."""
+    """Runs each network on the first of `candidates` that reproduces the network's known answer.
 
-    def __init__(self, backend: Backend, bundle: Bundle) -> None:
-        self._backend, self._bundle = backend, bundle
-        self._passed: set[str] = set()
-        self.name = backend.name
+    They are tried when the network is first used. All have one name: they differ in speed.
+    """
+
+    def __init__(self, candidates: Sequence[Backend], bundle: Answers) -> None:
+        self._candidates, self._bundle = candidates, bundle
+        self._chosen: dict[str, Backend] = {}
+        self.name = candidates[0].name
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        if network not in self._passed:
-            check_known_answer(self._backend, self._bundle, network)
-            self._passed.add(network)
-        return self._backend.run(network, inputs)
+        return self.choose(network).run(network, inputs)
+
+    def choose(self, network: str) -> Backend:
+        """The backend that runs `network`. Raises MachineError, the first candidate's, where none is exact."""
+        if network not in self._chosen:
+            self._chosen[network] = self._first_exact(network)
+        return self._chosen[network]
+
+    def _first_exact(self, network: str) -> Backend:
+        failures = []
+        for candidate in self._candidates:
+            try:
+                check_known_answer(candidate, self._bundle, network)
+                return candidate
+            except MachineError as error:
+                failures.append(error)
+        raise failures[0]
 
 
 def check_known_answer(backend: Backend, bundle: Answers, network: str) -> None:
@@ -127,19 +143,19 @@ def _next_after_tensorrt(bundle: Bundle, threads: int | None) -> Backend:
 
 
 def _onnxruntime(name: str, bundle: Bundle, threads: int | None) -> Backend:
-    """On the CPU plain kernels if they are exact here, else the precise mode; the probe is the smallest network."""
-    from .onnxruntime import PROVIDERS, OnnxRuntimeBackend
+    """On the CPU, network by network the fastest kernels that are exact here; PROBE is tried at once."""
+    from .onnxruntime import KERNELS, PROVIDERS, OnnxRuntimeBackend
 
-    graphs = bundle.graphs("qdq" if name in PROVIDERS else "onnxruntime")
-    backend = OnnxRuntimeBackend(graphs, threads, name=name)
-    try:
-        check_known_answer(backend, bundle, PROBE)
-    except MachineError:
-        if name in PROVIDERS:
-            raise
-        backend = OnnxRuntimeBackend(graphs, threads, careful=True)
-        check_known_answer(backend, bundle, PROBE)
-    return _Tested(backend, bundle)
+    candidates: list[Backend] = []
+    if name in PROVIDERS:
+        candidates.append(OnnxRuntimeBackend(bundle.graphs("qdq"), threads, name=name))
+    else:
+        for kernels in KERNELS:
+            graphs = bundle.graphs("qdq" if kernels == "float" else "onnxruntime")
+            candidates.append(OnnxRuntimeBackend(graphs, threads, kernels=kernels))
+    backend = _Tested(candidates, bundle)
+    backend.choose(PROBE)
+    return backend
 
 
 def describe(bundle: Bundle | None = None) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the bundle's uint8 graphs on the CPU, or its Q/DQ graphs on a GPU through an execution provider."""
+"""ONNX Runtime: a bundle's graphs on the CPU by one of three kinds of kernels, or on a GPU by an execution provider."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 """Backend name -> execution provider of onnxruntime-gpu, and its options."""
+KERNELS = ("integer", "precise integer", "float")
+"""How the CPU may compute, fastest first. On x86 without VNNI the integer kernels saturate sums of two products to 16
+bits; the precise ones widen first and take several times as long. Float kernels know nothing of integers, and are
+as exact: no sum leaves what fp32 holds (`docs/integers.md`)."""
 
 
 def _import() -> Any:
@@ -47,9 +51,9 @@ def find(name: str) -> str:
 class OnnxRuntimeBackend:
     """Sessions over graphs of a bundle, created when first used; calls may come from several threads.
 
-    `graphs` maps network names to serialized models: of the form "onnxruntime", or "qdq" where `name` is one of
-    PROVIDERS. `threads` None leaves the choice to ONNX Runtime. `careful` asks for exact sums on x86 without VNNI,
-    whose uint8 kernels saturate 16-bit partial sums otherwise.
+    `graphs` maps network names to serialized models: of the form "onnxruntime" for the integer KERNELS, "qdq" for the
+    float ones and where `name` is one of PROVIDERS, which choose kernels themselves. `threads` None leaves the choice
+    to ONNX Runtime.
     """
 
     def __init__(
@@ -58,10 +62,10 @@ class OnnxRuntimeBackend:
         threads: int | None = None,
         *,
         name: str = "onnxruntime",
-        careful: bool = False,
+        kernels: str = KERNELS[0],
     ) -> None:
         find(name)
-        self.name = name
+        self.name, self.kernels = name, kernels
         self._runtime = _import()
         self._graphs = graphs
         self._provider: tuple[str, dict[str, str]] | None = PROVIDERS.get(name)
@@ -71,12 +75,14 @@ class OnnxRuntimeBackend:
             self._provider = self._provider[0], {**self._provider[1], "trt_engine_cache_path": str(folder)}
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails raises, and is told by us
         # Frames differ in size: planning memory for one shape and keeping an arena only holds memory.
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = False
-        if careful:
+        if kernels == "precise integer":
             options.add_session_config_entry("session.x64quantprecision", "1")
+        elif kernels == "float":
+            options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._options = options
         self._sessions: dict[str, Any] = {}
         self._creating = threading.Lock()
@@ -107,7 +113,7 @@ class OnnxRuntimeBackend:
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         session = self._session(network)
-        shifted = self._provider is None
+        shifted = self._provider is None and self.kernels != "float"
         feed = {k: np.bitwise_xor(v.view(np.uint8), ZERO_POINT) for k, v in inputs.items()} if shifted else dict(inputs)
         try:
             outputs = session.run(None, feed)
