@@ -21,9 +21,8 @@ SIZE = 150, 70
 BUILD = ["build", "--device", "orin-nano", "--size", "150x70", "--tile", "64"]
 
 
-def planned(bundle: Bundle, **changes: object) -> list[Target]:
-    settings = {"tile": 64, "levels": 0, "batch": 4, "decoder": True, **changes}
-    return building.targets(bundle, [SIZE], **settings)  # type: ignore[arg-type]
+def planned(bundle: Bundle, *, levels: int = 0, batch: int = 4, decoder: bool = True) -> list[Target]:
+    return building.targets(bundle, building.asked_for(bundle, [SIZE], tile=64, levels=levels, decoder=decoder), batch)
 
 
 def test_the_command_line_offers_the_devices() -> None:
@@ -49,6 +48,20 @@ def test_a_session_finds_an_engine_for_every_call(
     assert machine.counts["Runtime.deserialize_cuda_engine"] >= len(bundle.networks)
     assert data == codec.encode(image, tile=64, levels=1)
     np.testing.assert_array_equal(pixels, codec.decode(data))
+
+
+def test_windows_of_any_size_find_their_engines(
+    machine: fake_gpu.Machine, codec: Codec, photograph: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is larger than an engine is computed in pieces."""
+    assert main(["build", "--device", "this", "--size", "150x70", "--tile", "64"]) == 0
+    data = codec.encode(photograph[:96, :192], tile=64)
+    session = Codec.open(backend="tensorrt")
+    region = (37, 5, 99, 80)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = session.decode(data, region=region)
+    np.testing.assert_array_equal(pixels, codec.decode(data, region=region))
 
 
 def test_what_is_built_stays(machine: fake_gpu.Machine, capsys: pytest.CaptureFixture[str]) -> None:

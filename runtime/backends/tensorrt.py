@@ -1,7 +1,8 @@
-"""TensorRT on an NVIDIA GPU: runs the engines that `linnet build` left in the engine cache, one per network and shape.
+"""TensorRT on an NVIDIA GPU: runs the engines that `linnet build` left in the engine cache, a few per network.
 
-Shapes are static, so that TensorRT plans kernels and memory for exactly that tile; a batch of another size is cut and
-filled up. Nothing is built here. An engine whose bits differ from what was proved when it was built is refused.
+Shapes are static, so that TensorRT plans kernels and memory for exactly that tile; a larger tensor is computed in
+pieces of an engine's shape (`cutting`), a batch of another size is cut and filled up. Nothing is built here. An engine
+whose bits differ from what was proved when it was built is refused.
 
 TensorRT (10.3 to 11.x) and pycuda are imported here only, and only when a `Gpu` is opened. TensorRT answers None or
 False and explains itself in its log alone, hence `Log.require`.
@@ -19,9 +20,10 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -31,6 +33,7 @@ from ..bundle import Bundle
 from ..errors import Absent, MachineError
 from ..network import Network
 from . import cuda_graph
+from .cutting import Geometry, Piece
 from .engines import EngineCache, Record, Shape, Target, differences, digest, inputs_at
 
 OLDEST = (10, 3)
@@ -154,7 +157,7 @@ class Engine:
     """A deserialized engine and the layout of its tensors: inputs first, then outputs, in the network's order."""
 
     def __init__(self, gpu: Gpu, log: Log, runtime: Any, plan: bytes, network: Network, target: Target) -> None:
-        self.target = target
+        self.target, self.geometry = target, Geometry.of(network)
         self.engine = log.require(runtime.deserialize_cuda_engine(plan), f"load the engine of {target}")
         self.scratch_bytes = int(self.engine.device_memory_size_v2)
         shapes = dict(target.shapes)
@@ -173,6 +176,23 @@ class Engine:
         self.outputs = [laid(*output) for output in outputs]
         self.tensor_bytes = offset
         self._check(gpu)
+
+    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Piece]:
+        """The pieces of `inputs` that the engine computes one by one."""
+        count, *size = inputs[self.inputs[0].name].shape[:3]
+        found = self.geometry.pieces(count, tuple(size), self.target.size)
+        assert found is not None, "the backend chooses engines that fit"
+        return found
+
+    def outputs_for(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Empty arrays for the results of `inputs`, which may be larger than the engine."""
+        whole = inputs[self.inputs[0].name].shape
+        heights = (tensor.shape[1] * whole[1] // self.target.size[0] for tensor in self.outputs)
+        widths = (tensor.shape[2] * whole[2] // self.target.size[1] for tensor in self.outputs)
+        return [
+            np.empty((whole[0], height, width, tensor.shape[3]), tensor.dtype)
+            for height, width, tensor in zip(heights, widths, self.outputs, strict=True)
+        ]
 
     def _check(self, gpu: Gpu) -> None:
         """The engine's tensors are the network's."""
@@ -211,12 +231,13 @@ class Lane:
         self._bound: dict[Engine, _Bound] = {}
         self.without_graph = ""
 
-    def start(self, engine: Engine, batch: Mapping[str, np.ndarray]) -> None:
-        """Enqueue the engine over `batch` (at most its batch size of each input); returns before it has run."""
+    def start(self, engine: Engine, pieces: Sequence[Piece], inputs: Mapping[str, np.ndarray]) -> None:
+        """Enqueue the engine over `pieces` of `inputs` (at most its batch); returns before it has run."""
         bound = self._bind(engine)
         for tensor in engine.inputs:
-            part = batch[tensor.name]
-            tensor.of(self._host)[: len(part)] = part
+            slots = tensor.of(self._host)
+            for slot, piece in zip(slots, pieces, strict=False):
+                slot[...] = inputs[tensor.name][piece.source(*tensor.shape[1:3])]
         if bound.graph is None and bound.runs == 1 and not self.without_graph:
             # TensorRT finishes its own preparations in the first run; from the second on it only enqueues.
             try:
@@ -229,11 +250,14 @@ class Lane:
             self._enqueue(engine, bound.context)
         bound.runs += 1
 
-    def finish(self, engine: Engine, outputs: list[np.ndarray]) -> None:
-        """Wait for the batch and copy its results to `outputs` (at most the batch size)."""
+    def finish(self, engine: Engine, pieces: Sequence[Piece], outputs: list[np.ndarray]) -> None:
+        """Wait for the batch and copy what is right of each piece to `outputs`."""
         self._stream.synchronize()
         for tensor, output in zip(engine.outputs, outputs, strict=True):
-            output[...] = tensor.of(self._host)[: len(output)]
+            scale = Fraction(tensor.shape[1], engine.target.size[0])
+            for slot, piece in zip(tensor.of(self._host), pieces, strict=False):
+                inside, outside = piece.kept(scale)
+                output[outside] = slot[inside]
 
     def _enqueue(self, engine: Engine, context: Any) -> None:
         cuda, middle, end = self._gpu.cuda, engine.input_bytes, engine.tensor_bytes
@@ -337,14 +361,14 @@ class Runner:
 
     def run(self, engine: Engine, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """All of `inputs`, batch by batch, two of them under way at a time."""
-        count, size = len(next(iter(inputs.values()))), engine.target.batch
-        outputs = [np.empty((count, *tensor.shape[1:]), tensor.dtype) for tensor in engine.outputs]
-        running: deque[tuple[Lane, slice]] = deque()
+        pieces = engine.pieces(inputs)
+        outputs = engine.outputs_for(inputs)
+        running: deque[tuple[Lane, Sequence[Piece]]] = deque()
 
         def finish() -> Lane:
             lane, part = running.popleft()
             try:
-                lane.finish(engine, [output[part] for output in outputs])
+                lane.finish(engine, part, outputs)
             except BaseException:
                 self._free.put(lane)
                 raise
@@ -358,10 +382,10 @@ class Runner:
 
         with self.gpu.current():
             try:
-                for start in range(0, count, size):
-                    part = slice(start, min(start + size, count))
+                for start in range(0, len(pieces), engine.target.batch):
+                    part = pieces[start : start + engine.target.batch]
                     running.append((lane(), part))
-                    running[-1][0].start(engine, {name: value[part] for name, value in inputs.items()})
+                    running[-1][0].start(engine, part, inputs)
                 while running:
                     self._free.put(finish())
             except self.gpu.cuda.Error as error:
@@ -396,6 +420,7 @@ class TensorRTBackend:
         self._gpu = this_gpu()
         self._graphs = bundle.graphs("qdq")
         self._records, self._reasons = self._usable()
+        self._geometries = {name: Geometry.of(network) for name, network in bundle.networks.items()}
         self._loaded: dict[Target, Engine | MachineError] = {}
         self._loading = threading.Lock()
         self._runner = Runner(self._gpu)
@@ -430,15 +455,16 @@ class TensorRTBackend:
         return self._runner.run(self._engine(Target(network, shapes)), inputs)
 
     def _engine(self, wanted: Target) -> Engine:
-        """The loaded engine for `wanted`: of the sizes of batch that exist the one that computes the least."""
-        fitting = [r for r in self._records if r.target.network == wanted.network and r.target.place == wanted.place]
+        """The loaded engine for `wanted`: of those that fit the one that computes the least."""
+        costs = [(self._positions(record.target, wanted), record) for record in self._records]
+        fitting = [(cost, -record.target.batch, record) for cost, record in costs if cost is not None]
         if not fitting:
             known = self._reasons.get(wanted.network)
             raise NoEngine(
                 f"no TensorRT engine for {wanted}{f' ({known})' if known else ''}: "
                 "`linnet build` with this --size and --tile makes one"
             )
-        record = min(fitting, key=lambda r: (-(-wanted.batch // r.target.batch) * r.target.batch, -r.target.batch))
+        record = min(fitting, key=lambda fit: fit[:2])[2]
         with self._loading:
             if record.target not in self._loaded:
                 try:
@@ -449,6 +475,15 @@ class TensorRTBackend:
         if isinstance(found, MachineError):
             raise found
         return found
+
+    def _positions(self, target: Target, wanted: Target) -> int | None:
+        """How many input positions the engine `target` computes for `wanted`, fillings included; None: it does not."""
+        if target.network != wanted.network:
+            return None
+        pieces = self._geometries[target.network].pieces(wanted.batch, wanted.size, target.size)
+        if pieces is None:
+            return None
+        return -(-len(pieces) // target.batch) * target.batch * target.size[0] * target.size[1]
 
     def _load(self, record: Record) -> Engine:
         target = record.target
