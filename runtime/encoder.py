@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -70,11 +70,13 @@ def encode_frame(
     writer.begin(record, metadata, digest=digest)
     levels = _level_encoders(codec, record, put)
     finest, coarser = levels[0], levels[1:]
+    if not coarser and hasattr(frame, "planes"):
+        finest.planes = frame.planes
 
     def band(area: Rect) -> np.ndarray:
         """Decoded latents of the band `area`, coded on the way."""
         needed = min(area.bottom + finest.halo, frame.height)
-        while finest.rows.bottom < needed:
+        while finest.planes is None and finest.rows.bottom < needed:
             count = min(band_height(record.grid.tile), frame.height - finest.rows.bottom)
             finest.rows.append(frame.rows(finest.rows.bottom, count))
         latents = finest.encode(area)
@@ -123,6 +125,8 @@ class _LevelEncoder:
         self._coder = TileCoder(codec.bundle, codec.backend, quality, codec.pool)
         self._first_tile, self._put = first_tile, put
         self.halo = codec.analysis_halo * BLOCK
+        self.planes: Callable[[Rect], Any] | None = None
+        """What gives a region's planes (1, h, w, 12) where they do not come from `rows`."""
         self._waiting = self.bands()
         self._next: Rect | None = next(self._waiting)
 
@@ -157,7 +161,10 @@ class _LevelEncoder:
     def _analyse(self, piece: Rect) -> np.ndarray:
         """Latents (h, w, C) float32 of `piece`, computed with the neighbours that the analysis sees."""
         seen = piece.grown(self.halo, self._grid.padded)
-        rows = self.rows.get(seen.y, min(seen.bottom, self.rows.height))
-        planes = core.pixels_to_planes(rows, seen.x, 0, seen.width, seen.height)
-        result = self._codec.backend.run("analysis", {"planes": planes[None]})[0][0]
+        if self.planes is not None:
+            planes = self.planes(seen)
+        else:
+            rows = self.rows.get(seen.y, min(seen.bottom, self.rows.height))
+            planes = core.pixels_to_planes(rows, seen.x, 0, seen.width, seen.height)[None]
+        result = self._codec.backend.run("analysis", {"planes": planes})[0][0]
         return view(result, piece.scaled(1, BLOCK), seen.scaled(1, BLOCK))

@@ -22,7 +22,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -30,9 +30,12 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle
+from ..core import PLANES, planes_to_pixels
 from ..errors import Absent, MachineError
 from ..network import Network
-from . import cuda_graph
+from ..tiles import Rect
+from . import cuda_graph, cuda_pixels
+from .cuda_pixels import GROUP_PIXELS, Frame, PixelKernels
 from .cutting import Geometry, Piece
 from .engines import EngineCache, Record, Shape, Target, differences, digest, inputs_at
 
@@ -153,6 +156,58 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+class FramePlanes:
+    """Planes (1, h, w, 12) int8 of a region of a frame in the GPU's memory, where `TensorRTBackend.run` takes an array.
+
+    Each piece is written straight into the engine's input. The frame must stay as it is until `run` returns.
+    """
+
+    def __init__(self, gpu: Gpu, kernels: PixelKernels, frame: Frame, region: Rect) -> None:
+        self._gpu, self._kernels, self._frame, self._region = gpu, kernels, frame, region
+        self.shape = (1, region.height // 2, region.width // 2, PLANES)
+
+    def write(self, address: int, part: tuple[int, slice, slice], stream: Any) -> None:
+        """Enqueue writing the rows and columns `part` of the planes to `address`."""
+        _, rows, columns = part
+        x, y = self._region.x + 2 * columns.start, self._region.y + 2 * rows.start
+        width, height = 2 * (columns.stop - columns.start), 2 * (rows.stop - rows.start)
+        self._kernels.to_planes(self._frame, x, y, width, height, address, stream)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """A copy in the processor's memory, for backends that compute there."""
+        planes = np.empty(self.shape, np.int8)
+        with self._gpu.current():
+            stream, memory = self._gpu.cuda.Stream(), self._gpu.cuda.mem_alloc(planes.nbytes)
+            try:
+                self.write(int(memory), (0, slice(0, self.shape[1]), slice(0, self.shape[2])), stream)
+                self._gpu.cuda.memcpy_dtoh_async(planes, int(memory), stream)
+                stream.synchronize()
+            finally:
+                memory.free()
+        return planes
+
+
+class GpuFrame:
+    """A frame in the GPU's memory as `Codec.encode_frame` takes it (see `rows.FrameRows`)."""
+
+    def __init__(self, gpu: Gpu, kernels: PixelKernels, frame: Frame) -> None:
+        self._gpu, self._kernels, self._frame = gpu, kernels, frame
+        self.width, self.height = frame.width, frame.height
+
+    def planes(self, region: Rect) -> FramePlanes:
+        """A region, its width a multiple of 8 and its other numbers even; outside the frame edge pixels repeat."""
+        return FramePlanes(self._gpu, self._kernels, self._frame, region)
+
+    def rows(self, y: int, count: int) -> np.ndarray:
+        """Rows y .. y + count as (count, width, 3) uint8 RGB, copied: overview levels are made by the processor."""
+        region = Rect(0, y, self.width, count).aligned(GROUP_PIXELS)
+        planes = np.asarray(self.planes(region))[0]
+        return planes_to_pixels(planes, (0, y - region.y, self.width, count))
+
+
+Inputs = Mapping[str, np.ndarray] | Mapping[str, FramePlanes]
+
+
 class Engine:
     """A deserialized engine and the layout of its tensors: inputs first, then outputs, in the network's order."""
 
@@ -177,14 +232,14 @@ class Engine:
         self.tensor_bytes = offset
         self._check(gpu)
 
-    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Piece]:
+    def pieces(self, inputs: Inputs) -> list[Piece]:
         """The pieces of `inputs` that the engine computes one by one."""
         count, *size = inputs[self.inputs[0].name].shape[:3]
         found = self.geometry.pieces(count, tuple(size), self.target.size)
         assert found is not None, "the backend chooses engines that fit"
         return found
 
-    def outputs_for(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def outputs_for(self, inputs: Inputs) -> list[np.ndarray]:
         """Empty arrays for the results of `inputs`, which may be larger than the engine."""
         whole = inputs[self.inputs[0].name].shape
         heights = (tensor.shape[1] * whole[1] // self.target.size[0] for tensor in self.outputs)
@@ -207,10 +262,11 @@ class Engine:
 
 @dataclass
 class _Bound:
-    """An engine in a lane: its execution context, and the graph that replays it."""
+    """An engine in a lane: its execution context, and the graphs that replay it."""
 
     context: Any
-    graph: cuda_graph.Graph | None = None
+    graphs: dict[bool, cuda_graph.Graph] = field(default_factory=dict)
+    """With inputs that are copied from the processor's memory, and without."""
     runs: int = 0
 
 
@@ -231,23 +287,31 @@ class Lane:
         self._bound: dict[Engine, _Bound] = {}
         self.without_graph = ""
 
-    def start(self, engine: Engine, pieces: Sequence[Piece], inputs: Mapping[str, np.ndarray]) -> None:
+    def start(self, engine: Engine, pieces: Sequence[Piece], inputs: Inputs) -> None:
         """Enqueue the engine over `pieces` of `inputs` (at most its batch); returns before it has run."""
-        bound = self._bind(engine)
+        bound, copied = self._bind(engine), True
         for tensor in engine.inputs:
-            slots = tensor.of(self._host)
-            for slot, piece in zip(slots, pieces, strict=False):
-                slot[...] = inputs[tensor.name][piece.source(*tensor.shape[1:3])]
-        if bound.graph is None and bound.runs == 1 and not self.without_graph:
+            value, size = inputs[tensor.name], tensor.shape[1:3]
+            if isinstance(value, FramePlanes):
+                copied, slot_bytes = False, (tensor.end - tensor.offset) // engine.target.batch
+                for number, piece in enumerate(pieces):
+                    address = self._address + tensor.offset + number * slot_bytes
+                    value.write(address, piece.source(*size), self._stream)
+            else:
+                for slot, piece in zip(tensor.of(self._host), pieces, strict=False):
+                    slot[...] = value[piece.source(*size)]
+        if copied not in bound.graphs and bound.runs and not self.without_graph:
             # TensorRT finishes its own preparations in the first run; from the second on it only enqueues.
             try:
-                bound.graph = cuda_graph.Graph(self._stream.handle, lambda: self._enqueue(engine, bound.context))
+                bound.graphs[copied] = cuda_graph.Graph(
+                    self._stream.handle, lambda: self._enqueue(engine, bound.context, copied)
+                )
             except (MachineError, self._gpu.cuda.Error) as error:
                 self.without_graph = str(error)
-        if bound.graph is not None:
-            bound.graph.launch(self._stream.handle)
+        if copied in bound.graphs:
+            bound.graphs[copied].launch(self._stream.handle)
         else:
-            self._enqueue(engine, bound.context)
+            self._enqueue(engine, bound.context, copied)
         bound.runs += 1
 
     def finish(self, engine: Engine, pieces: Sequence[Piece], outputs: list[np.ndarray]) -> None:
@@ -259,9 +323,9 @@ class Lane:
                 inside, outside = piece.kept(scale)
                 output[outside] = slot[inside]
 
-    def _enqueue(self, engine: Engine, context: Any) -> None:
+    def _enqueue(self, engine: Engine, context: Any, copied: bool) -> None:
         cuda, middle, end = self._gpu.cuda, engine.input_bytes, engine.tensor_bytes
-        if not self._gpu.shared_memory:
+        if copied and not self._gpu.shared_memory:
             cuda.memcpy_htod_async(self._address, self._host[:middle], self._stream)
         self._log.require(context.execute_async_v3(self._stream.handle), f"run {engine.target}")
         if not self._gpu.shared_memory:
@@ -321,8 +385,8 @@ class Lane:
 
     def forget(self, engine: Engine) -> None:
         bound = self._bound.pop(engine, None)
-        if bound is not None and bound.graph is not None:
-            bound.graph.destroy()
+        for graph in bound.graphs.values() if bound is not None else ():
+            graph.destroy()
 
     def release(self) -> None:
         """Give everything back; the context must be current."""
@@ -359,7 +423,7 @@ class Runner:
             for lane in self._lanes:
                 lane.forget(engine)
 
-    def run(self, engine: Engine, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, engine: Engine, inputs: Inputs) -> list[np.ndarray]:
         """All of `inputs`, batch by batch, two of them under way at a time."""
         pieces = engine.pieces(inputs)
         outputs = engine.outputs_for(inputs)
@@ -423,6 +487,7 @@ class TensorRTBackend:
         self._geometries = {name: Geometry.of(network) for name, network in bundle.networks.items()}
         self._loaded: dict[Target, Engine | MachineError] = {}
         self._loading = threading.Lock()
+        self._kernels: PixelKernels | None = None
         self._runner = Runner(self._gpu)
         self.close = self._runner.close
 
@@ -450,7 +515,15 @@ class TensorRTBackend:
     def detail(self) -> str:
         return f"TensorRT {self._gpu.version} on {self._gpu.name}, {len(self._records)} engines"
 
-    def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def gpu_frame(self, frame: Frame) -> GpuFrame:
+        """A frame in the GPU's memory (in its primary context) for `Codec.encode_frame`, which then copies no pixel."""
+        with self._loading:
+            if self._kernels is None:
+                with self._gpu.current():
+                    self._kernels = cuda_pixels.with_pycuda()
+        return GpuFrame(self._gpu, self._kernels, frame)
+
+    def run(self, network: str, inputs: Inputs) -> list[np.ndarray]:
         shapes = tuple((name, inputs[name].shape) for name in self._bundle.networks[network].inputs)
         return self._runner.run(self._engine(Target(network, shapes)), inputs)
 
