@@ -7,8 +7,11 @@ Python code as on a GPU; nvcc compiles it for the GPUs that matter; and where th
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from linnet.benchmarks import cuda_pixels as benchmark
 from linnet.runtime import core
 from linnet.runtime.backends import cuda_pixels
 from linnet.runtime.backends import pixels_reference as reference
 from linnet.runtime.backends.cuda_pixels import SOURCE, Nv12Frame, PixelKernels, RgbFrame
 from linnet.runtime.backends.pixels_reference import Colour
-from linnet.runtime.errors import Absent, UsageError
+from linnet.runtime.errors import Absent, MachineError, UsageError
 
 DRIVER = Path(__file__).parent / "native" / "run_pixels.cc"
 KERNELS = ("rgb_to_planes", "nv12_to_planes", "planes_to_rgb", "planes_to_nv12")
@@ -126,9 +130,9 @@ class PycudaDevice:
 
 
 @pytest.fixture(scope="module", params=["cpu", "pycuda", "cupy"])
-def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "cpu":
-        opened: Any = CpuDevice(built_for_the_cpu(tmp_path_factory.mktemp("kernels")))
+        opened: Any = CpuDevice(request.getfixturevalue("program"))
     else:
         module = pytest.importorskip(request.param, reason=f"needs {request.param} and a CUDA device")
         try:
@@ -139,7 +143,10 @@ def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     opened.close()
 
 
-def built_for_the_cpu(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels as a program for this processor."""
+    folder = tmp_path_factory.mktemp("kernels")
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
@@ -349,6 +356,69 @@ def test_frames_and_windows_are_checked() -> None:
             frame()
 
 
+# The benchmark
+
+
+class TimedCpuDevice(CpuDevice):
+    """`CpuDevice` as the benchmark uses a device; a copy takes one millisecond, each kernel two."""
+
+    name = "a processor"
+
+    def allocate(self, size: int) -> int:
+        return self.put(np.zeros(size, np.uint8))
+
+    def upload(self, address: int, data: np.ndarray) -> None:
+        self.get(address)[:] = data.reshape(-1).view(np.uint8)
+
+    def download(self, address: int, size: int) -> np.ndarray:
+        return self.get(address)[:size]
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        self.get(to)[:size] = self.get(source)[:size]
+        self.copied = True
+
+    def milliseconds(self, work: Any) -> float:
+        self.copied = False
+        work()
+        return 2.0 if self.copied else 4.0  # for two frames
+
+
+def test_the_benchmark_measures_every_kernel(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = TimedCpuDevice(program)
+    monkeypatch.setattr(benchmark, "open_device", lambda: measured)
+    monkeypatch.setattr(benchmark, "SIZE", (64, 32))
+    monkeypatch.setattr(benchmark, "CACHE_BYTES", 1)
+    assert benchmark.main(["--rounds", "3", "--json", str(tmp_path / "samples.json")]) == 0
+    measured.close()
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[2:]}
+    assert set(rows) == {"copy", *KERNELS}
+    assert rows["copy"][0] == "1.000"
+    assert rows["rgb_to_planes"][-2:] == ["50.0%", "50.0%"]
+    assert rows["nv12_to_planes"][-1] == "37.5%"
+    document = json.loads((tmp_path / "samples.json").read_text())
+    assert document["ms_per_frame"]["planes_to_rgb"] == [2.0] * 3
+    assert document["host"]["cores"]
+
+
+def test_the_benchmark_refuses_kernels_with_other_bits(program: Path) -> None:
+    wrong = TimedCpuDevice(program)
+    wrong.kernels = PixelKernels(lambda *_: None)
+    with pytest.raises(MachineError, match="computes other bits than its specification on a processor"):
+        benchmark.check(wrong)
+    wrong.close()
+
+
+def test_without_a_device_the_benchmark_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("pycuda", "pycuda.driver", "cupy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert benchmark.main([]) == 3
+    assert re.fullmatch(r"linnet: nothing to measure: pycuda .*; cupy .*; pip install .*\n", capsys.readouterr().err)
+
+
 # Compiling
 
 
@@ -370,8 +440,6 @@ def test_nvcc_compiles_the_kernels(architecture: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("module", "load"), [("pycuda", "with_pycuda"), ("cupy", "with_cupy")])
 def test_a_missing_library_is_named(module: str, load: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(Absent, match=f"{module} cannot be imported"):
         getattr(cuda_pixels, load)()
