@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from . import defaults
 from .runtime import backends
-from .runtime.backends.engines import BuildOptions, EngineCache, Shape, Target
+from .runtime.backends import cutting
+from .runtime.backends.engines import BuildOptions, EngineCache, Target
 from .runtime.bundle import Bundle, shipped_path
 from .runtime.codec import Codec
 from .runtime.errors import Absent, MachineError, UsageError
@@ -53,20 +55,19 @@ DEVICES = {
 
 
 class _Observer:
-    """A backend that computes zeros, and notes for each network and place the largest batch."""
+    """A backend that computes zeros, and notes the batches of each network by height and width."""
 
     name = "observer"
 
     def __init__(self, bundle: Bundle) -> None:
         self._networks = bundle.networks
-        self.seen: dict[tuple[str, tuple[tuple[str, Shape], ...]], int] = {}
+        self.seen: dict[str, dict[cutting.Place, list[int]]] = {}
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         structure = self._networks[network]
         shapes = {name: inputs[name].shape for name in structure.inputs}
-        place = network, tuple((name, shape[1:]) for name, shape in shapes.items())
-        count = next(iter(shapes.values()))[0]
-        self.seen[place] = max(count, self.seen.get(place, 0))
+        ((count, *place),) = {shape[:3] for shape in shapes.values()}
+        self.seen.setdefault(network, {}).setdefault(tuple(place), []).append(count)
         kinds = (np.float32 if raw else np.int8 for raw in structure.raw_outputs)
         return [np.zeros(shape, kind) for shape, kind in zip(structure.output_shapes(shapes), kinds, strict=True)]
 
@@ -82,10 +83,10 @@ class _Blank:
         return np.zeros((count, self.width, 3), np.uint8)
 
 
-def targets(
-    bundle: Bundle, sizes: Iterable[tuple[int, int]], *, tile: int, levels: int, batch: int, decoder: bool
-) -> list[Target]:
-    """The engines that frames of `sizes` need, with batches of at most `batch`, in the order of their use."""
+def asked_for(
+    bundle: Bundle, sizes: Iterable[tuple[int, int]], *, tile: int, levels: int, decoder: bool
+) -> dict[str, dict[cutting.Place, list[int]]]:
+    """What frames of `sizes` ask of each network: heights and widths, and the batch of each call."""
     observer = _Observer(bundle)
     codec = Codec(bundle, observer, threads=1)
     for width, height in sizes:
@@ -95,9 +96,23 @@ def targets(
             for level in range(levels + 1):
                 for _ in codec.strips(written.getvalue(), level=level):
                     pass
+    return observer.seen
+
+
+def targets(
+    bundle: Bundle,
+    asked: Mapping[str, Mapping[cutting.Place, list[int]]],
+    batch: int,
+    more_work: float = defaults.MORE_WORK_PERCENT / 100,
+) -> list[Target]:
+    """The engines for what is `asked_for`, with batches of at most `batch`, network by network.
+
+    Large tensors are computed in overlapping pieces so that few engines do; `more_work` is the share of additional
+    multiplications that this may cost (0: an engine for every shape).
+    """
     return [
-        Target(network, tuple((name, (min(count, batch), *shape)) for name, shape in place))
-        for (network, place), count in observer.seen.items()
+        Target(network, tuple((name, (count, *place, c)) for name, c in bundle.networks[network].inputs.items()))
+        for network, place, count in cutting.few_places(bundle.networks, asked, batch, more_work)
     ]
 
 
@@ -132,15 +147,13 @@ def main(options: argparse.Namespace) -> int:
         strongly_typed=not options.weakly_typed,
         max_tactics=options.max_tactics,
     )
-    engines = targets(
-        bundle, options.size, tile=options.tile, levels=options.levels, batch=device.batch,
-        decoder=not options.encoder_only,
-    )  # fmt: skip
     cache = EngineCache(bundle)
-    if options.dry_run:
+    builder = None if options.dry_run else _builder(bundle, cache, device)
+    asked = asked_for(bundle, options.size, tile=options.tile, levels=options.levels, decoder=not options.encoder_only)
+    engines = targets(bundle, asked, device.batch, options.more_work / 100)
+    if builder is None:
         print("\n".join(_plan(bundle, options.bundle, device, wanted, engines, cache)))
         return 0
-    builder = _builder(bundle, cache, device)
     failures = 0
     try:
         for number, target in enumerate(engines, 1):

@@ -239,6 +239,11 @@ def _add_build(commands: Any) -> None:
     )
     build.add_argument("--levels", type=_count, default=0, metavar="N", help="as with `encode`; else none")
     build.add_argument("--encoder-only", action="store_true", help="leave out what only decoding needs")
+    build.add_argument(
+        "--more-work", type=_count, default=defaults.MORE_WORK_PERCENT, metavar="PERCENT",
+        help="that overlapping pieces may cost so that fewer engines do, "
+        f"else {defaults.MORE_WORK_PERCENT}; 0: an engine for every shape",
+    )  # fmt: skip
     build.add_argument("--workspace", type=_positive, metavar="MIB", help="memory for one layer, else the device's")
     build.add_argument("--max-tactics", type=_positive, metavar="N", help="time at most N kernels per layer")
     build.add_argument("--weakly-typed", action="store_true", help="the older way to int8, TensorRT 10.3 to 10.16")

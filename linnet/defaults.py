@@ -7,4 +7,6 @@ BACKEND = "auto"
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime", "reference")
 FRAME = (3840, 2160)
 """The frames that `linnet build` prepares for."""
+MORE_WORK_PERCENT = 25
+"""What `linnet build` may let overlapping pieces cost, so that fewer engines do."""
 DEVICES = ("orin-nano", "orin-nx", "agx-orin", "thor", "this")

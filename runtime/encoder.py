@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -117,6 +117,8 @@ class _FrameEncoder:
                 steps = favoured_tiles(record, level, favoured)
                 self._coarser[level] = _LevelEncoder(codec, record.levels[level], buffer, steps)
         self.finest = self._coarser.pop(0)
+        if not self._coarser and hasattr(frame, "planes"):
+            self.finest.planes = frame.planes
         self._target: SizeTarget | None = None
         self._held = False
 
@@ -146,6 +148,8 @@ class _FrameEncoder:
     def _read(self, area: Rect) -> None:
         """Fetch the rows that the analysis of `area` sees."""
         rows = self.finest.rows
+        if self.finest.planes is not None:
+            return
         missing = min(area.bottom + self.finest.halo, self._frame.height) - rows.bottom
         if missing > 0:
             rows.append(self._frame.rows(rows.bottom, missing))
@@ -196,6 +200,8 @@ class _LevelEncoder:
         self.target: SizeTarget | None = None
         self._bytes = 0
         self._held: dict[Rect, np.ndarray] = {}
+        self.planes: Callable[[Rect], Any] | None = None
+        """What gives a region's planes (1, h, w, 12) where they do not come from `rows`."""
         self._waiting = self.bands()
         self._next: Rect | None = next(self._waiting)
 
@@ -270,9 +276,12 @@ class _LevelEncoder:
     def _analyse(self, piece: Rect) -> np.ndarray:
         """Latents (h, w, C) float32 of `piece`, computed with the neighbours that the analysis sees."""
         seen = piece.grown(self.halo, self._grid.padded)
-        pixels = self.rows.get(seen.common(Rect(0, 0, self._grid.width, self._grid.height)))
-        planes = core.pixels_to_planes(pixels, 0, 0, seen.width, seen.height)
-        result = self._codec.backend.run("analysis", {"planes": planes[None]})[0][0]
+        if self.planes is not None:
+            planes = self.planes(seen)
+        else:
+            pixels = self.rows.get(seen.common(Rect(0, 0, self._grid.width, self._grid.height)))
+            planes = core.pixels_to_planes(pixels, 0, 0, seen.width, seen.height)[None]
+        result = self._codec.backend.run("analysis", {"planes": planes})[0][0]
         return view(result, piece.scaled(1, BLOCK), seen.scaled(1, BLOCK))
 
 

@@ -12,7 +12,11 @@ from .tiles import Rect
 
 
 class FrameRows(Protocol):
-    """A frame to encode: its size, and its rows from top to bottom, each asked for once."""
+    """A frame to encode: its size, and its rows from top to bottom, each asked for once.
+
+    One that also has `planes(region)` is asked for the networks' planes (1, h / 2, w / 2, 12) int8 of regions instead,
+    in any order, unless overviews are wanted: `backends.tensorrt.GpuFrame` is such a frame.
+    """
 
     width: int
     height: int

@@ -13,7 +13,8 @@ import inspect
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,8 +22,9 @@ import numpy as np
 import pytest
 import tensorrt_api
 
-from linnet.runtime.backends import cuda_graph
+from linnet.runtime.backends import cuda_graph, pixels_reference
 from linnet.runtime.backends import tensorrt as real
+from linnet.runtime.backends.pixels_reference import WEIGHTS, Colour
 from linnet.runtime.backends.reference import run_network
 from linnet.runtime.network import Network
 
@@ -68,6 +70,16 @@ class Machine:
         address = -(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT
         self.allocations[address] = size
         return address, memory
+
+    @contextmanager
+    def holding(self, *arrays: np.ndarray) -> Iterator[list[int]]:
+        """The addresses of copies of `arrays` in the GPU's memory."""
+        kept = [np.array(array) for array in arrays]
+        found = {array.ctypes.data: array.nbytes for array in kept}
+        self.allocations.update(found)
+        yield list(found)
+        for address in found:
+            del self.allocations[address]
 
     def memory(self, address: int, size: int) -> np.ndarray:
         inside = any(
@@ -489,7 +501,7 @@ def pycuda_driver(machine: Machine) -> ModuleType:
         machine.count("copy")
 
         def copy() -> None:
-            dest[:] = machine.memory(src, dest.nbytes)
+            dest.reshape(-1).view(np.uint8)[:] = machine.memory(src, dest.nbytes)
 
         stream._put(copy)
 
@@ -509,6 +521,57 @@ def pycuda_driver(machine: Machine) -> ModuleType:
         behaviour[cls.__name__] = cls
     module = _assemble("pycuda.driver", tensorrt_api.PYCUDA, behaviour, (0, 0))
     return module
+
+
+def pycuda_compiler(machine: Machine) -> ModuleType:
+    """The fake of the module `pycuda.compiler`: kernels that do what `pixels_reference` says."""
+
+    def in_rows(address: int, rows: int, length: int, stride: int) -> np.ndarray:
+        memory = machine.memory(address, stride * (rows - 1) + length)
+        return np.lib.stride_tricks.as_strided(memory, (rows, length), (stride, 1))
+
+    def write(planes: int, pixels: np.ndarray, x: int, y: int, blocks_w: int, blocks_h: int) -> None:
+        value = pixels_reference.rgb_to_planes(pixels, x, y, 2 * blocks_w, 2 * blocks_h)
+        machine.memory(planes, value.nbytes)[:] = value.view(np.uint8).ravel()
+
+    def rgb_to_planes(
+        frame: int, width: int, height: int, stride: int, x: int, y: int, blocks_w: int, blocks_h: int, planes: int
+    ) -> None:
+        pixels = in_rows(frame, height, 3 * width, stride).reshape(height, width, 3)
+        write(planes, pixels, x, y, blocks_w, blocks_h)
+
+    def nv12_to_planes(
+        luma: int, chroma: int, width: int, height: int, luma_stride: int, chroma_stride: int, x: int, y: int,
+        blocks_w: int, blocks_h: int, *rest: int,
+    ) -> None:  # fmt: skip
+        colour = next(
+            c
+            for c in (Colour(m, full) for m in WEIGHTS for full in (False, True))
+            if (c.y_offset, *c.to_rgb) == rest[:-1]
+        )
+        pairs = in_rows(chroma, height // 2, width, chroma_stride).reshape(height // 2, width // 2, 2)
+        pixels = pixels_reference.nv12_to_rgb(in_rows(luma, height, width, luma_stride), pairs, colour)
+        write(rest[-1], pixels, x, y, blocks_w, blocks_h)
+
+    kernels = {"rgb_to_planes": rgb_to_planes, "nv12_to_planes": nv12_to_planes}
+
+    class SourceModule:
+        def __init__(self, source: str, options: list[str], no_extern_c: bool) -> None:
+            machine.need_context()
+            machine.count("SourceModule")
+            assert no_extern_c
+            assert all(f'extern "C" __global__ void {name}(' in source for name in kernels)
+
+        def get_function(self, name: str) -> Callable[..., None]:
+            def call(*values: Any, grid: tuple[int, int], block: tuple[int, int, int], stream: Any) -> None:
+                machine.need_context()
+                machine.count(name)
+                assert all(isinstance(value, np.int32 | np.uintp) for value in values)
+                stream._put(lambda: kernels[name](*map(int, values)))
+
+            return call
+
+    return _assemble("pycuda.compiler", tensorrt_api.PYCUDA_COMPILER, {"SourceModule": SourceModule}, (0, 0))
 
 
 class Driver:
@@ -554,8 +617,11 @@ class Driver:
 def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `machine` be the one that linnet finds."""
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt(machine))
-    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda_driver(machine))
+    package = ModuleType("pycuda")
+    package.driver, package.compiler = pycuda_driver(machine), pycuda_compiler(machine)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", package.driver)
+    monkeypatch.setitem(sys.modules, "pycuda.compiler", package.compiler)
     driver = Driver(machine)
     monkeypatch.setattr(cuda_graph, "driver", lambda: driver)
     real.this_gpu.cache_clear()

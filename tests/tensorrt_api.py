@@ -99,6 +99,11 @@ memcpy_htod_async(dest, src, stream)
 pagelocked_empty(shape, dtype, mem_flags)
 """
 
+PYCUDA_COMPILER = """
+SourceModule(source, options, no_extern_c)
+SourceModule.get_function(name)
+"""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -126,7 +131,7 @@ _LINE = re.compile(
 
 
 def members(table: str) -> list[Member]:
-    """The lines of TENSORRT or PYCUDA."""
+    """The lines of one of the tables."""
     found = []
     for line in table.split("\n"):
         if not line:

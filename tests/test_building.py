@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import fake_gpu
@@ -13,17 +14,20 @@ import pytest
 
 from linnet import building, defaults
 from linnet.cli import main
+from linnet.runtime.backends import pixels_reference
+from linnet.runtime.backends.cuda_pixels import Nv12Frame, RgbFrame
 from linnet.runtime.backends.engines import FOLDER, BuildOptions, EngineCache, Target
+from linnet.runtime.backends.pixels_reference import Colour
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
+from linnet.runtime.writer import PictureWriter
 
 SIZE = 150, 70
 BUILD = ["build", "--device", "orin-nano", "--size", "150x70", "--tile", "64"]
 
 
-def planned(bundle: Bundle, **changes: object) -> list[Target]:
-    settings = {"tile": 64, "levels": 0, "batch": 4, "decoder": True, **changes}
-    return building.targets(bundle, [SIZE], **settings)  # type: ignore[arg-type]
+def planned(bundle: Bundle, *, levels: int = 0, batch: int = 4, decoder: bool = True) -> list[Target]:
+    return building.targets(bundle, building.asked_for(bundle, [SIZE], tile=64, levels=levels, decoder=decoder), batch)
 
 
 def test_the_command_line_offers_the_devices() -> None:
@@ -49,6 +53,59 @@ def test_a_session_finds_an_engine_for_every_call(
     assert machine.counts["Runtime.deserialize_cuda_engine"] >= len(bundle.networks)
     assert data == codec.encode(image, tile=64, levels=1)
     np.testing.assert_array_equal(pixels, codec.decode(data))
+
+
+@pytest.mark.parametrize(("levels", "shared_memory"), [(0, False), (1, True)])
+def test_a_frame_on_the_gpu_gives_the_same_bytes(
+    machine: fake_gpu.Machine, codec: Codec, photograph: np.ndarray, levels: int, shared_memory: bool
+) -> None:
+    """RGB and NV12, by plain runs and by replayed graphs; overviews are made from copied rows."""
+    machine.shared_memory = shared_memory
+    assert main([*BUILD, "--encoder-only", "--levels", str(levels)]) == 0
+    width, height = SIZE
+    image = np.ascontiguousarray(photograph[:height, :width])
+    colour = Colour("bt601", full_range=True)
+    luma, chroma = pixels_reference.rgb_to_nv12(image, colour)
+    session = Codec.open(backend="tensorrt")
+    with machine.holding(image, luma, chroma) as (rgb, *nv12), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frames = {
+            RgbFrame(rgb, width, height, 3 * width): image,
+            Nv12Frame(*nv12, width, height, width, width, colour): pixels_reference.nv12_to_rgb(luma, chroma, colour),
+        }
+        for frame, pixels in [*frames.items(), *frames.items()][:3]:
+            written = BytesIO()
+            session.encode_frame(PictureWriter(written), session.backend.gpu_frame(frame), tile=64, levels=levels)
+            assert written.getvalue() == codec.encode(pixels, tile=64, levels=levels)
+    assert (machine.counts["SourceModule"], machine.counts["rgb_to_planes"] > 0) == (1, True)
+
+
+def test_a_frame_on_the_gpu_falls_back_by_a_copy(
+    machine: fake_gpu.Machine, codec: Codec, photograph: np.ndarray
+) -> None:
+    machine.wrong_bits = lambda network: network == "analysis"
+    assert main([*BUILD, "--encoder-only"]) == 3
+    width, height = SIZE
+    image = np.ascontiguousarray(photograph[:height, :width])
+    session, written = Codec.open(backend="tensorrt"), BytesIO()
+    with machine.holding(image) as (rgb,), pytest.warns(RuntimeWarning, match="analysis .*using onnxruntime instead"):
+        frame = session.backend.gpu_frame(RgbFrame(rgb, width, height, 3 * width))
+        session.encode_frame(PictureWriter(written), frame, tile=64)
+    assert written.getvalue() == codec.encode(image, tile=64)
+
+
+def test_windows_of_any_size_find_their_engines(
+    machine: fake_gpu.Machine, codec: Codec, photograph: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is larger than an engine is computed in pieces."""
+    assert main(["build", "--device", "this", "--size", "150x70", "--tile", "64"]) == 0
+    data = codec.encode(photograph[:96, :192], tile=64)
+    session = Codec.open(backend="tensorrt")
+    region = (37, 5, 99, 80)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = session.decode(data, region=region)
+    np.testing.assert_array_equal(pixels, codec.decode(data, region=region))
 
 
 def test_what_is_built_stays(machine: fake_gpu.Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ from ..errors import Absent, MachineError, UsageError
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
+    from .cuda_pixels import Frame
+    from .tensorrt import GpuFrame, TensorRTBackend
 
 NAMES = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime", "reference")
 AUTOMATIC = ("tensorrt", "onnxruntime-cuda", "onnxruntime", "reference")
@@ -84,9 +86,9 @@ def check_known_answer(backend: Backend, bundle: Answers, network: str) -> None:
 
 
 class _WithFallback:
-    """`first`, and for calls that it cannot compute the next best backend: the bits are the same, the time is not."""
+    """TensorRT, and for calls that it cannot compute the next best backend: the bits are the same, the time is not."""
 
-    def __init__(self, first: Backend, fallback: Callable[[], Backend]) -> None:
+    def __init__(self, first: TensorRTBackend, fallback: Callable[[], Backend]) -> None:
         self._first, self._open = first, cache(fallback)
         self._warned: set[tuple[str, type]] = set()
         self.name = first.name
@@ -99,7 +101,11 @@ class _WithFallback:
             if (network, type(error)) not in self._warned:
                 self._warned.add((network, type(error)))
                 warnings.warn(f"{error}; using {second.name} instead", RuntimeWarning, stacklevel=2)
-        return second.run(network, inputs)
+        return second.run(network, {name: np.asarray(value) for name, value in inputs.items()})
+
+    def gpu_frame(self, frame: Frame) -> GpuFrame:
+        """A frame in the GPU's memory for `Codec.encode_frame`; what falls back is copied."""
+        return self._first.gpu_frame(frame)
 
 
 def select(name: str, bundle: Bundle, threads: int | None = None) -> Backend:

@@ -43,9 +43,9 @@ class Target:
         return self.shapes[0][1][0]
 
     @property
-    def place(self) -> tuple[Shape, ...]:
-        """The shapes without the batch."""
-        return tuple(shape[1:] for _, shape in self.shapes)
+    def size(self) -> tuple[int, int]:
+        """Height and width, which all inputs of a network share."""
+        return self.shapes[0][1][1], self.shapes[0][1][2]
 
     def __str__(self) -> str:
         return f"{self.network} {' '.join('x'.join(map(str, shape)) for _, shape in self.shapes)}"

@@ -1,7 +1,8 @@
-"""TensorRT on an NVIDIA GPU: runs the engines that `linnet build` left in the engine cache, one per network and shape.
+"""TensorRT on an NVIDIA GPU: runs the engines that `linnet build` left in the engine cache, a few per network.
 
-Shapes are static, so that TensorRT plans kernels and memory for exactly that tile; a batch of another size is cut and
-filled up. Nothing is built here. An engine whose bits differ from what was proved when it was built is refused.
+Shapes are static, so that TensorRT plans kernels and memory for exactly that tile; a larger tensor is computed in
+pieces of an engine's shape (`cutting`), a batch of another size is cut and filled up. Nothing is built here. An engine
+whose bits differ from what was proved when it was built is refused.
 
 TensorRT (10.3 to 11.x) and pycuda are imported here only, and only when a `Gpu` is opened. TensorRT answers None or
 False and explains itself in its log alone, hence `Log.require`.
@@ -19,18 +20,23 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..bundle import Bundle
+from ..core import PLANES, planes_to_pixels
 from ..errors import Absent, MachineError
 from ..network import Network
-from . import cuda_graph
+from ..tiles import Rect
+from . import cuda_graph, cuda_pixels
+from .cuda_pixels import GROUP_PIXELS, Frame, PixelKernels
+from .cutting import Geometry, Piece
 from .engines import EngineCache, Record, Shape, Target, differences, digest, inputs_at
 
 OLDEST = (10, 3)
@@ -150,11 +156,63 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+class FramePlanes:
+    """Planes (1, h, w, 12) int8 of a region of a frame in the GPU's memory, where `TensorRTBackend.run` takes an array.
+
+    Each piece is written straight into the engine's input. The frame must stay as it is until `run` returns.
+    """
+
+    def __init__(self, gpu: Gpu, kernels: PixelKernels, frame: Frame, region: Rect) -> None:
+        self._gpu, self._kernels, self._frame, self._region = gpu, kernels, frame, region
+        self.shape = (1, region.height // 2, region.width // 2, PLANES)
+
+    def write(self, address: int, part: tuple[int, slice, slice], stream: Any) -> None:
+        """Enqueue writing the rows and columns `part` of the planes to `address`."""
+        _, rows, columns = part
+        x, y = self._region.x + 2 * columns.start, self._region.y + 2 * rows.start
+        width, height = 2 * (columns.stop - columns.start), 2 * (rows.stop - rows.start)
+        self._kernels.to_planes(self._frame, x, y, width, height, address, stream)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """A copy in the processor's memory, for backends that compute there."""
+        planes = np.empty(self.shape, np.int8)
+        with self._gpu.current():
+            stream, memory = self._gpu.cuda.Stream(), self._gpu.cuda.mem_alloc(planes.nbytes)
+            try:
+                self.write(int(memory), (0, slice(0, self.shape[1]), slice(0, self.shape[2])), stream)
+                self._gpu.cuda.memcpy_dtoh_async(planes, int(memory), stream)
+                stream.synchronize()
+            finally:
+                memory.free()
+        return planes
+
+
+class GpuFrame:
+    """A frame in the GPU's memory as `Codec.encode_frame` takes it (see `rows.FrameRows`)."""
+
+    def __init__(self, gpu: Gpu, kernels: PixelKernels, frame: Frame) -> None:
+        self._gpu, self._kernels, self._frame = gpu, kernels, frame
+        self.width, self.height = frame.width, frame.height
+
+    def planes(self, region: Rect) -> FramePlanes:
+        """A region, its width a multiple of 8 and its other numbers even; outside the frame edge pixels repeat."""
+        return FramePlanes(self._gpu, self._kernels, self._frame, region)
+
+    def rows(self, y: int, count: int) -> np.ndarray:
+        """Rows y .. y + count as (count, width, 3) uint8 RGB, copied: overview levels are made by the processor."""
+        region = Rect(0, y, self.width, count).aligned(GROUP_PIXELS)
+        planes = np.asarray(self.planes(region))[0]
+        return planes_to_pixels(planes, (0, y - region.y, self.width, count))
+
+
+Inputs = Mapping[str, np.ndarray] | Mapping[str, FramePlanes]
+
+
 class Engine:
     """A deserialized engine and the layout of its tensors: inputs first, then outputs, in the network's order."""
 
     def __init__(self, gpu: Gpu, log: Log, runtime: Any, plan: bytes, network: Network, target: Target) -> None:
-        self.target = target
+        self.target, self.geometry = target, Geometry.of(network)
         self.engine = log.require(runtime.deserialize_cuda_engine(plan), f"load the engine of {target}")
         self.scratch_bytes = int(self.engine.device_memory_size_v2)
         shapes = dict(target.shapes)
@@ -174,6 +232,23 @@ class Engine:
         self.tensor_bytes = offset
         self._check(gpu)
 
+    def pieces(self, inputs: Inputs) -> list[Piece]:
+        """The pieces of `inputs` that the engine computes one by one."""
+        count, *size = inputs[self.inputs[0].name].shape[:3]
+        found = self.geometry.pieces(count, tuple(size), self.target.size)
+        assert found is not None, "the backend chooses engines that fit"
+        return found
+
+    def outputs_for(self, inputs: Inputs) -> list[np.ndarray]:
+        """Empty arrays for the results of `inputs`, which may be larger than the engine."""
+        whole = inputs[self.inputs[0].name].shape
+        heights = (tensor.shape[1] * whole[1] // self.target.size[0] for tensor in self.outputs)
+        widths = (tensor.shape[2] * whole[2] // self.target.size[1] for tensor in self.outputs)
+        return [
+            np.empty((whole[0], height, width, tensor.shape[3]), tensor.dtype)
+            for height, width, tensor in zip(heights, widths, self.outputs, strict=True)
+        ]
+
     def _check(self, gpu: Gpu) -> None:
         """The engine's tensors are the network's."""
         trt, engine = gpu.trt, self.engine
@@ -187,10 +262,11 @@ class Engine:
 
 @dataclass
 class _Bound:
-    """An engine in a lane: its execution context, and the graph that replays it."""
+    """An engine in a lane: its execution context, and the graphs that replay it."""
 
     context: Any
-    graph: cuda_graph.Graph | None = None
+    graphs: dict[bool, cuda_graph.Graph] = field(default_factory=dict)
+    """With inputs that are copied from the processor's memory, and without."""
     runs: int = 0
 
 
@@ -211,33 +287,45 @@ class Lane:
         self._bound: dict[Engine, _Bound] = {}
         self.without_graph = ""
 
-    def start(self, engine: Engine, batch: Mapping[str, np.ndarray]) -> None:
-        """Enqueue the engine over `batch` (at most its batch size of each input); returns before it has run."""
-        bound = self._bind(engine)
+    def start(self, engine: Engine, pieces: Sequence[Piece], inputs: Inputs) -> None:
+        """Enqueue the engine over `pieces` of `inputs` (at most its batch); returns before it has run."""
+        bound, copied = self._bind(engine), True
         for tensor in engine.inputs:
-            part = batch[tensor.name]
-            tensor.of(self._host)[: len(part)] = part
-        if bound.graph is None and bound.runs == 1 and not self.without_graph:
+            value, size = inputs[tensor.name], tensor.shape[1:3]
+            if isinstance(value, FramePlanes):
+                copied, slot_bytes = False, (tensor.end - tensor.offset) // engine.target.batch
+                for number, piece in enumerate(pieces):
+                    address = self._address + tensor.offset + number * slot_bytes
+                    value.write(address, piece.source(*size), self._stream)
+            else:
+                for slot, piece in zip(tensor.of(self._host), pieces, strict=False):
+                    slot[...] = value[piece.source(*size)]
+        if copied not in bound.graphs and bound.runs and not self.without_graph:
             # TensorRT finishes its own preparations in the first run; from the second on it only enqueues.
             try:
-                bound.graph = cuda_graph.Graph(self._stream.handle, lambda: self._enqueue(engine, bound.context))
+                bound.graphs[copied] = cuda_graph.Graph(
+                    self._stream.handle, lambda: self._enqueue(engine, bound.context, copied)
+                )
             except (MachineError, self._gpu.cuda.Error) as error:
                 self.without_graph = str(error)
-        if bound.graph is not None:
-            bound.graph.launch(self._stream.handle)
+        if copied in bound.graphs:
+            bound.graphs[copied].launch(self._stream.handle)
         else:
-            self._enqueue(engine, bound.context)
+            self._enqueue(engine, bound.context, copied)
         bound.runs += 1
 
-    def finish(self, engine: Engine, outputs: list[np.ndarray]) -> None:
-        """Wait for the batch and copy its results to `outputs` (at most the batch size)."""
+    def finish(self, engine: Engine, pieces: Sequence[Piece], outputs: list[np.ndarray]) -> None:
+        """Wait for the batch and copy what is right of each piece to `outputs`."""
         self._stream.synchronize()
         for tensor, output in zip(engine.outputs, outputs, strict=True):
-            output[...] = tensor.of(self._host)[: len(output)]
+            scale = Fraction(tensor.shape[1], engine.target.size[0])
+            for slot, piece in zip(tensor.of(self._host), pieces, strict=False):
+                inside, outside = piece.kept(scale)
+                output[outside] = slot[inside]
 
-    def _enqueue(self, engine: Engine, context: Any) -> None:
+    def _enqueue(self, engine: Engine, context: Any, copied: bool) -> None:
         cuda, middle, end = self._gpu.cuda, engine.input_bytes, engine.tensor_bytes
-        if not self._gpu.shared_memory:
+        if copied and not self._gpu.shared_memory:
             cuda.memcpy_htod_async(self._address, self._host[:middle], self._stream)
         self._log.require(context.execute_async_v3(self._stream.handle), f"run {engine.target}")
         if not self._gpu.shared_memory:
@@ -297,8 +385,8 @@ class Lane:
 
     def forget(self, engine: Engine) -> None:
         bound = self._bound.pop(engine, None)
-        if bound is not None and bound.graph is not None:
-            bound.graph.destroy()
+        for graph in bound.graphs.values() if bound is not None else ():
+            graph.destroy()
 
     def release(self) -> None:
         """Give everything back; the context must be current."""
@@ -335,16 +423,16 @@ class Runner:
             for lane in self._lanes:
                 lane.forget(engine)
 
-    def run(self, engine: Engine, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, engine: Engine, inputs: Inputs) -> list[np.ndarray]:
         """All of `inputs`, batch by batch, two of them under way at a time."""
-        count, size = len(next(iter(inputs.values()))), engine.target.batch
-        outputs = [np.empty((count, *tensor.shape[1:]), tensor.dtype) for tensor in engine.outputs]
-        running: deque[tuple[Lane, slice]] = deque()
+        pieces = engine.pieces(inputs)
+        outputs = engine.outputs_for(inputs)
+        running: deque[tuple[Lane, Sequence[Piece]]] = deque()
 
         def finish() -> Lane:
             lane, part = running.popleft()
             try:
-                lane.finish(engine, [output[part] for output in outputs])
+                lane.finish(engine, part, outputs)
             except BaseException:
                 self._free.put(lane)
                 raise
@@ -358,10 +446,10 @@ class Runner:
 
         with self.gpu.current():
             try:
-                for start in range(0, count, size):
-                    part = slice(start, min(start + size, count))
+                for start in range(0, len(pieces), engine.target.batch):
+                    part = pieces[start : start + engine.target.batch]
                     running.append((lane(), part))
-                    running[-1][0].start(engine, {name: value[part] for name, value in inputs.items()})
+                    running[-1][0].start(engine, part, inputs)
                 while running:
                     self._free.put(finish())
             except self.gpu.cuda.Error as error:
@@ -396,8 +484,10 @@ class TensorRTBackend:
         self._gpu = this_gpu()
         self._graphs = bundle.graphs("qdq")
         self._records, self._reasons = self._usable()
+        self._geometries = {name: Geometry.of(network) for name, network in bundle.networks.items()}
         self._loaded: dict[Target, Engine | MachineError] = {}
         self._loading = threading.Lock()
+        self._kernels: PixelKernels | None = None
         self._runner = Runner(self._gpu)
         self.close = self._runner.close
 
@@ -425,20 +515,29 @@ class TensorRTBackend:
     def detail(self) -> str:
         return f"TensorRT {self._gpu.version} on {self._gpu.name}, {len(self._records)} engines"
 
-    def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def gpu_frame(self, frame: Frame) -> GpuFrame:
+        """A frame in the GPU's memory (in its primary context) for `Codec.encode_frame`, which then copies no pixel."""
+        with self._loading:
+            if self._kernels is None:
+                with self._gpu.current():
+                    self._kernels = cuda_pixels.with_pycuda()
+        return GpuFrame(self._gpu, self._kernels, frame)
+
+    def run(self, network: str, inputs: Inputs) -> list[np.ndarray]:
         shapes = tuple((name, inputs[name].shape) for name in self._bundle.networks[network].inputs)
         return self._runner.run(self._engine(Target(network, shapes)), inputs)
 
     def _engine(self, wanted: Target) -> Engine:
-        """The loaded engine for `wanted`: of the sizes of batch that exist the one that computes the least."""
-        fitting = [r for r in self._records if r.target.network == wanted.network and r.target.place == wanted.place]
+        """The loaded engine for `wanted`: of those that fit the one that computes the least."""
+        costs = [(self._positions(record.target, wanted), record) for record in self._records]
+        fitting = [(cost, -record.target.batch, record) for cost, record in costs if cost is not None]
         if not fitting:
             known = self._reasons.get(wanted.network)
             raise NoEngine(
                 f"no TensorRT engine for {wanted}{f' ({known})' if known else ''}: "
                 "`linnet build` with this --size and --tile makes one"
             )
-        record = min(fitting, key=lambda r: (-(-wanted.batch // r.target.batch) * r.target.batch, -r.target.batch))
+        record = min(fitting, key=lambda fit: fit[:2])[2]
         with self._loading:
             if record.target not in self._loaded:
                 try:
@@ -449,6 +548,15 @@ class TensorRTBackend:
         if isinstance(found, MachineError):
             raise found
         return found
+
+    def _positions(self, target: Target, wanted: Target) -> int | None:
+        """How many input positions the engine `target` computes for `wanted`, fillings included; None: it does not."""
+        if target.network != wanted.network:
+            return None
+        pieces = self._geometries[target.network].pieces(wanted.batch, wanted.size, target.size)
+        if pieces is None:
+            return None
+        return -(-len(pieces) // target.batch) * target.batch * target.size[0] * target.size[1]
 
     def _load(self, record: Record) -> Engine:
         target = record.target

@@ -1,0 +1,173 @@
+"""Few engines for many shapes: a tensor is computed in overlapping pieces of the one shape that an engine has.
+
+Every piece lies inside the tensor. Where its edge is the tensor's own, the network pads with zeros as it would have
+done; where its edge is inside, the positions that can see beyond it, those within the receptive radius, are thrown
+away and come from the next piece. So what is kept was computed from the same numbers, and is exact.
+
+The other way, a tensor filled up to a larger engine, is not: zeros around it are no zeros any more after the first
+bias, while at a tensor's edge every layer sees zeros. Hence no engine serves a tensor smaller than itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+from ..network import Conv, DepthToSpace, Network
+
+Place = tuple[int, int]
+"""Height and width of a network's inputs."""
+MOST_CUTS = 6
+"""Pieces along one side that `few_places` considers."""
+IMPOSSIBLE = 1e30
+"""Work that no shape of engine can do."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One axis of a piece, in input positions: it begins at `start`, and [first, last) of the tensor come from it."""
+
+    start: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of row `item` of a batch."""
+
+    item: int
+    rows: Span
+    columns: Span
+
+    def source(self, height: int, width: int) -> tuple[int, slice, slice]:
+        """Where in the tensors its `height` x `width` positions lie."""
+        rows, columns = self.rows.start, self.columns.start
+        return self.item, slice(rows, rows + height), slice(columns, columns + width)
+
+    def kept(self, scale: Fraction) -> tuple[tuple[slice, slice], tuple[int, slice, slice]]:
+        """What is right of an output with `scale` positions per input position: in the piece, and in the whole."""
+
+        def part(span: Span, origin: int) -> slice:
+            return slice(int((span.first - origin) * scale), int((span.last - origin) * scale))
+
+        inside = part(self.rows, self.rows.start), part(self.columns, self.columns.start)
+        return inside, (self.item, part(self.rows, 0), part(self.columns, 0))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What cutting needs to know of a network: pieces begin at multiples of `step`, and lose `margin` inside."""
+
+    step: int
+    margin: int
+
+    @classmethod
+    def of(cls, network: Network) -> Geometry:
+        """The step is the network's largest stride, so that a piece's strided layers fall on the same positions."""
+        strides = dict.fromkeys(network.inputs, 1.0)
+        for node in network.nodes:
+            stride = strides[node.source if isinstance(node, Conv | DepthToSpace) else node.sources[0]]
+            if isinstance(node, Conv):
+                stride *= node.stride
+            elif isinstance(node, DepthToSpace):
+                stride /= node.block
+            strides[node.output] = stride
+        step = math.ceil(max(strides.values()))
+        return cls(step, math.ceil(network.receptive_radius() / step) * step)
+
+    def pieces(self, count: int, tensor: Place, piece: Place) -> list[Piece] | None:
+        """The pieces that cover `count` tensors, or None where they cannot be cut so."""
+        rows, columns = (spans(length, side, self) for length, side in zip(tensor, piece, strict=True))
+        if not rows or not columns:
+            return None
+        return [Piece(item, row, column) for item in range(count) for row in rows for column in columns]
+
+
+@lru_cache(maxsize=4096)
+def spans(length: int, piece: int, geometry: Geometry) -> tuple[Span, ...]:
+    """`length` positions covered by pieces; none where that is impossible."""
+    if piece == length:
+        return (Span(0, 0, length),)
+    if piece > length or length % geometry.step or piece % geometry.step:
+        return ()
+    found: list[Span] = []
+    covered = 0
+    while covered < length:
+        start = min(max(covered - geometry.margin, 0), length - piece)
+        last = length if start + piece == length else start + piece - geometry.margin
+        if last <= covered:
+            return ()
+        found.append(Span(start, covered, last))
+        covered = last
+    return tuple(found)
+
+
+class _Choice:
+    """The shapes that engines of one network might have, and what each would compute for each place."""
+
+    def __init__(self, network: Network, wanted: Mapping[Place, Sequence[int]]) -> None:
+        geometry = Geometry.of(network)
+        self.places = list(wanted)
+        self.candidates = [
+            (height, width)
+            for height in _sides({height for height, _ in self.places}, geometry)
+            for width in _sides({width for _, width in self.places}, geometry)
+        ]
+        covers = [[geometry.pieces(1, place, shape) or () for place in self.places] for shape in self.candidates]
+        self.pieces = np.array([[len(pieces) for pieces in row] for row in covers])
+        macs = sum(count for _, count in network.macs())
+        calls = np.array([sum(wanted[place]) for place in self.places])
+        sizes = np.array([height * width for height, width in self.candidates], float)
+        self.work = np.where(self.pieces > 0, macs * sizes[:, None] * calls * self.pieces, IMPOSSIBLE)
+        self.chosen: list[int] = []
+
+    @property
+    def now(self) -> np.ndarray:
+        """The work for each place with what is chosen."""
+        return self.work[self.chosen].min(axis=0, initial=IMPOSSIBLE)
+
+    def saving(self) -> tuple[float, int]:
+        """The most that one more shape would save, and which."""
+        savings = np.maximum(self.now - self.work, 0).sum(axis=1)
+        best = int(savings.argmax())
+        return float(savings[best]), best
+
+
+def few_places(
+    networks: Mapping[str, Network], wanted: Mapping[str, Mapping[Place, Sequence[int]]], batch: int, more_work: float
+) -> list[tuple[str, Place, int]]:
+    """Few engines that serve every call: (network, height and width, batch, at most `batch`).
+
+    `wanted` maps networks and the places that are asked of them to the batch of each such call. All calls together
+    multiply and accumulate no more than the share `more_work` more often than engines of exactly those shapes would.
+    Shapes are taken one by one, each time the one that saves most.
+    """
+    choices = {name: _Choice(networks[name], places) for name, places in wanted.items()}
+    enough = (1 + more_work) * sum(choice.work.min(axis=0).sum() for choice in choices.values())
+    while sum(choice.now.sum() for choice in choices.values()) > enough:
+        choice = max(choices.values(), key=_Choice.saving)
+        choice.chosen.append(choice.saving()[1])
+    found: dict[tuple[str, Place], int] = {}
+    for name, choice in choices.items():
+        for column, place in enumerate(choice.places):
+            row = choice.chosen[int(choice.work[choice.chosen, column].argmin())]
+            key = name, choice.candidates[row]
+            most = max(wanted[name][place]) * int(choice.pieces[row, column])
+            found[key] = min(batch, max(most, found.get(key, 0)))
+    return [(name, place, count) for (name, place), count in found.items()]
+
+
+def _sides(lengths: Iterable[int], geometry: Geometry) -> list[int]:
+    """The lengths, and of each the sides of two, three... equal pieces; large ones first."""
+    sides = set(lengths)
+    for length in lengths:
+        for count in range(2, MOST_CUTS + 1):
+            side = (length + 2 * geometry.margin * (count - 1)) / count
+            sides.add(min(length, math.ceil(side / geometry.step) * geometry.step))
+    return sorted(sides, reverse=True)
