@@ -17,6 +17,7 @@ from .errors import InputError
 from .latents import quality_value, split_latent
 from .levels import enlarge, halve
 from .reader import Reader
+from .stages import LAYOUT, stage
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def strips(
         y = strip.bottom
 
 
+@stage(LAYOUT)
 def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, quality: int, grid: TileGrid) -> np.ndarray:
     """Pixels of `window` from the decoded latents `canvas` of `area`."""
     pixels = np.empty((window.height, window.width, 3), np.uint8)
@@ -120,6 +122,7 @@ class LevelDecoder:
             yield pixels
             y = strip.bottom
 
+    @stage(LAYOUT)
     def _latents(self, area: Rect) -> np.ndarray:
         """Decoded latents (h, w, 2 C) int8 of the tiles in `area`."""
         numbers = self.grid.touching(area)

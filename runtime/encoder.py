@@ -18,6 +18,7 @@ from .coding import TileCoder
 from .decoder import strips
 from .rows import FrameRows, RowBuffer
 from .sealing import Protection, Sealer, sealed_tiles
+from .stages import LAYOUT, stage
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class _LevelEncoder:
             self.encode(self._next)
             self._next = next(self._waiting, None)
 
+    @stage(LAYOUT)
     def encode(self, area: Rect) -> np.ndarray:
         """Code the tiles of the band `area`; returns its decoded latents (h, w, 2 C) int8."""
         grid, tile = self._grid, self._grid.tile
