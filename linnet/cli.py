@@ -245,6 +245,11 @@ def _add_profile(commands: Any) -> None:
     add("--tile", type=_positive, default=defaults.TILE, metavar="N", help=f"as with `encode`, else {defaults.TILE}")
     add("--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best")
     add("--json", metavar="F", help="write the report with all samples, or the comparison; - writes stdout")
+    add(
+        "--compare", nargs=2, metavar=("A.json", "B.json"),
+        help="measure nothing: say what became slower from A to B; exit status 1 if anything did",
+    )  # fmt: skip
+    add("--threshold", type=float, metavar="P", help="with --compare: per cent that do not matter, else 5")
 
 
 def _add_bench(commands: Any, arguments: list[str]) -> None:

@@ -10,14 +10,19 @@ from typing import Any
 
 from ... import defaults, files
 from ...runtime.errors import UsageError
-from . import table
+from . import compare, table
 from .session import WARMUP, Request, measure
 
 INTERRUPTED = 130
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and report. Exit status 130 where an interrupt left a partial report or none."""
+    """Measure and report, or compare two reports (`compare`).
+
+    Exit status 130 where an interrupt left a partial report or none.
+    """
+    if options.compare:
+        return _compare(options)
     for path in (options.json,):
         if path and not Path(path).resolve().parent.is_dir():
             raise UsageError(f"{path}: the folder does not exist; create it first")
@@ -40,13 +45,25 @@ def run(options: argparse.Namespace) -> int:
     if not document["summary"]:
         print(f"linnet: {document['partial']}: nothing was measured and no report is written", file=sys.stderr)
         return INTERRUPTED
-    _write(options, document)
+    _write(options.json, document, table.lines(document))
     return INTERRUPTED if document["partial"] else 0
 
 
-def _write(options: argparse.Namespace, document: dict[str, Any]) -> None:
-    if options.json:
-        with files.writing(options.json) as output:
+def _compare(options: argparse.Namespace) -> int:
+    """Exit status 1 where something became slower."""
+    percent = 100 * compare.THRESHOLD if options.threshold is None else options.threshold
+    if not 0 <= percent < 1e6:
+        raise UsageError(f"--threshold {percent:g}: use per cent of 0 or more, like 5")
+    first, second = (compare.read(path) for path in options.compare)
+    found = compare.compare(first, second, percent / 100)
+    _write(options.json, found, compare.lines(found))
+    return 1 if found["regressions"] else 0
+
+
+def _write(path: str | None, document: dict[str, Any], lines: list[str]) -> None:
+    """The document to `path`, and the lines to stdout where the document does not go there."""
+    if path:
+        with files.writing(path) as output:
             output.write(json.dumps(document, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-    if options.json != files.PIPE:
-        print("\n".join(table.lines(document)))
+    if path != files.PIPE:
+        print("\n".join(lines))
