@@ -244,6 +244,7 @@ def _add_profile(commands: Any) -> None:
     add("--threads", type=_positive, metavar="N", help="processor cores to use, else all")
     add("--tile", type=_positive, default=defaults.TILE, metavar="N", help=f"as with `encode`, else {defaults.TILE}")
     add("--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best")
+    add("--per-layer", action="store_true", help="time each layer too, beside what this machine could reach")
     add("--json", metavar="F", help="write the report with all samples, or the comparison; - writes stdout")
     add(
         "--compare", nargs=2, metavar=("A.json", "B.json"),

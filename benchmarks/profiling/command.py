@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
             frames=options.frames,
             seconds=options.seconds,
             warmup=WARMUP if options.warmup is None else options.warmup,
+            per_layer=options.per_layer,
         )
     )
     if not document["summary"]:

@@ -13,10 +13,13 @@ import numpy as np
 
 from ... import images
 from ...runtime import backends
+from ...runtime.backends.layers import LayerTime
+from ...runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
 from ...runtime.errors import MachineError, UsageError
 from ...runtime.tiles import TileGrid
 from .. import host, memory, mosaic
+from . import ceiling, layers
 from .accounting import stage_seconds
 from .figures import summarise
 from .pipeline import DIRECTIONS, Pass, Pipeline
@@ -42,6 +45,7 @@ class Request:
     frames: int | None
     seconds: float | None
     warmup: int
+    per_layer: bool
 
 
 def measure(request: Request) -> dict[str, Any]:
@@ -59,6 +63,8 @@ def measure(request: Request) -> dict[str, Any]:
         del pixels
         try:
             run.frames()
+            if request.per_layer:
+                run.layers()
         except (KeyboardInterrupt, SystemExit):
             run.partial = f"interrupted {run.doing}"
         return run.document(source)
@@ -91,6 +97,9 @@ class _Run:
         self.bundle = Bundle.open(request.bundle)
         self.backend = backends.select(request.backend, self.bundle, request.threads)
         self.open_s = time.perf_counter() - started
+        if request.per_layer:
+            with backends.layer_times(self.backend):  # says so now where it cannot
+                pass
         self.pipeline = Pipeline(
             self.bundle, self.backend, pixels, folder, quality=request.quality, tile=request.tile,
             threads=request.threads, batch=request.batch,
@@ -98,6 +107,11 @@ class _Run:
         self.resident_mib = 0.0
         self.first: dict[str, float] = {}
         self.samples: dict[str, list[Pass]] = {direction: [] for direction in DIRECTIONS}
+        self.layer_rows: list[dict[str, Any]] | None = None
+        self.layer_times: list[LayerTime] = []
+        self.layer_passes: dict[str, Pass] = {}
+        self.ceiling: dict[str, Any] | None = None
+        self.no_ceiling: str | None = None
 
     def frames(self) -> None:
         """Warm up, then encode and decode in turns."""
@@ -127,6 +141,27 @@ class _Run:
         done = len(self.samples[DIRECTIONS[0]])
         timed_out = self.request.seconds is not None and seconds >= self.request.seconds and done > 0
         return timed_out or (frames is not None and done >= frames)
+
+    def layers(self) -> None:
+        """Time every layer in frames of their own, and measure the machine's ceilings where that is possible."""
+        from tqdm import tqdm
+
+        self.doing = "while timing the layers"
+        rows, self.layer_times, self.layer_passes = layers.measure(self.pipeline, self.bundle, self.backend)
+        self.layer_rows = rows
+        layers.against(rows, None)
+        self.doing = "while measuring this machine's ceilings"
+        engine = getattr(self.backend, "inner", self.backend)
+        if not isinstance(engine, OnnxRuntimeBackend):
+            self.no_ceiling = f"the ceilings of {self.backend.name} cannot be measured yet"
+            return
+        with tqdm(total=len(ceiling.CONVOLUTIONS), desc="ceilings", disable=None, leave=False) as bar:
+            try:
+                self.ceiling = ceiling.measure(engine.settings, bar.update)
+            except ImportError:
+                self.no_ceiling = "the ceilings of this machine need the package onnx: pip install 'linnet[profile]'"
+                return
+        layers.against(rows, self.ceiling)
 
     def document(self, source: str) -> dict[str, Any]:
         """JSON-ready. Spans are [stage, thread, start, end, detail], microseconds from the start of the frame."""
@@ -162,6 +197,9 @@ class _Run:
             "summary": {name: summarise(name, own, pipeline.pixels) for name, own in samples.items()}
             if measured
             else {},
+            "layers": self.layer_rows,
+            "ceiling": self.ceiling,
+            "no_ceiling": self.no_ceiling,
             "samples": samples,
         }
 

@@ -13,6 +13,8 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     text = heading(document)
     for direction, summary in document["summary"].items():
         text += ["", *_direction(direction, summary, document["peak_per_direction"])]
+    if document["layers"]:
+        text += ["", *_layers(document)]
     return text
 
 
@@ -63,3 +65,27 @@ def _direction(direction: str, summary: Mapping[str, Any], peak_is_its_own: bool
 
 def _row(share: float, figures: Mapping[str, float]) -> str:
     return f"{100 * share:>6.1f} %" + "".join(f"{figures[column]:>11.2f}" for column in COLUMNS)
+
+
+def _layers(document: Mapping[str, Any]) -> list[str]:
+    """The layers, each per frame, and what they could reach."""
+    ceiling, frames = document["ceiling"], len(document["layers"][0]["samples_ms"])
+    text = [
+        f"layers, medians of {frames} frames encoded and decoded in a pass of their own",
+        f"{'network':<18}{'layer':<20}{'ms':>9}{'share':>9}{'GMAC':>9}{'GMAC/s':>9}{'MAC/byte':>10}{'of ceiling':>12}",
+    ]
+    for row in document["layers"]:
+        work = f"{row['gmac']:>9.2f}{row['gmac_per_s']:>9.1f}" if row["gmac"] else f"{'-':>9}{'-':>9}"
+        intensity = "-" if row["macs_per_byte"] is None else f"{row['macs_per_byte']:.1f}"
+        part = "-" if row["of_ceiling"] is None else f"{100 * row['of_ceiling']:.0f} %"
+        text.append(
+            f"{row['network']:<18}{row['layer']:<20}{row['p50_ms']:>9.2f}{100 * row['share']:>7.1f} %{work}"
+            f"{intensity:>10}{part:>12}"
+        )
+    if ceiling:
+        text.append(
+            f"ceilings: {ceiling['gmac_per_s']:.0f} GMAC/s and {ceiling['gb_per_s']:.1f} GB/s, {ceiling['how']}"
+        )
+    elif document["no_ceiling"]:
+        text.append(f"no ceilings: {document['no_ceiling']}")
+    return text

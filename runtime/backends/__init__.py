@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..errors import Absent, MachineError, UsageError
+from .layers import LayerTime
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -43,15 +44,18 @@ class _Tested:
     """A backend that checks each network against its known answer when the network is first used."""
 
     def __init__(self, backend: Backend, bundle: Bundle) -> None:
-        self._backend, self._bundle = backend, bundle
+        self.inner, self._bundle = backend, bundle
         self._passed: set[str] = set()
         self.name = backend.name
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if network not in self._passed:
-            check_known_answer(self._backend, self._bundle, network)
+            check_known_answer(self.inner, self._bundle, network)
             self._passed.add(network)
-        return self._backend.run(network, inputs)
+        return self.inner.run(network, inputs)
+
+    def layer_times(self) -> AbstractContextManager[list[LayerTime]]:
+        return layer_times(self.inner)
 
 
 def check_known_answer(backend: Backend, bundle: Answers, network: str) -> None:
@@ -65,6 +69,13 @@ def check_known_answer(backend: Backend, bundle: Answers, network: str) -> None:
                 f"{want.size} values of output {number} differ from the known answer; use another backend "
                 "(--backend reference is always exact)"
             )
+
+
+def layer_times(backend: Backend) -> AbstractContextManager[list[LayerTime]]:
+    """While open, `backend` times its layers; the list is filled at the end. MachineError where it cannot."""
+    if not hasattr(backend, "layer_times"):
+        raise MachineError(f"backend {backend.name} cannot time its layers: use --backend onnxruntime or tensorrt")
+    return backend.layer_times()
 
 
 class _WithFallback:
@@ -84,6 +95,10 @@ class _WithFallback:
                 self._warned.add((network, type(error)))
                 warnings.warn(f"{error}; using {second.name} instead", RuntimeWarning, stacklevel=2)
         return second.run(network, inputs)
+
+    def layer_times(self) -> AbstractContextManager[list[LayerTime]]:
+        """Of the first backend's calls only."""
+        return layer_times(self._first)
 
 
 def select(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
