@@ -246,6 +246,8 @@ def _add_profile(commands: Any) -> None:
     add("--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best")
     add("--per-layer", action="store_true", help="time each layer too, beside what this machine could reach")
     add("--json", metavar="F", help="write the report with all samples, or the comparison; - writes stdout")
+    add("--html", metavar="F", help="write one HTML page with plots")
+    add("--trace", metavar="F", help="write a Chrome trace, for Perfetto or chrome://tracing")
     add(
         "--compare", nargs=2, metavar=("A.json", "B.json"),
         help="measure nothing: say what became slower from A to B; exit status 1 if anything did",

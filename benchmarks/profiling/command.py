@@ -10,7 +10,7 @@ from typing import Any
 
 from ... import defaults, files
 from ...runtime.errors import UsageError
-from . import compare, table
+from . import compare, page, table, trace
 from .session import WARMUP, Request, measure
 
 INTERRUPTED = 130
@@ -23,9 +23,13 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.compare:
         return _compare(options)
-    for path in (options.json,):
-        if path and not Path(path).resolve().parent.is_dir():
+    for path in (options.json, options.html, options.trace):
+        if path and path != files.PIPE and not Path(path).resolve().parent.is_dir():
             raise UsageError(f"{path}: the folder does not exist; create it first")
+    if [options.json, options.html, options.trace].count(files.PIPE) > 1:
+        raise UsageError("only one of --json, --html and --trace can go to standard output: name a file for the others")
+    if options.seconds is not None and not options.seconds > 0:
+        raise UsageError(f"--seconds {options.seconds:g}: use a positive number")
     size = options.size or (None if options.image else defaults.FRAME)
     document = measure(
         Request(
@@ -46,7 +50,11 @@ def run(options: argparse.Namespace) -> int:
     if not document["summary"]:
         print(f"linnet: {document['partial']}: nothing was measured and no report is written", file=sys.stderr)
         return INTERRUPTED
-    _write(options.json, document, table.lines(document))
+    if options.html:
+        _save(options.html, page.html(document).encode())
+    if options.trace:
+        _save(options.trace, _encoded(trace.events(document)))
+    _write(options.json, document, [] if files.PIPE in (options.html, options.trace) else table.lines(document))
     return INTERRUPTED if document["partial"] else 0
 
 
@@ -64,7 +72,15 @@ def _compare(options: argparse.Namespace) -> int:
 def _write(path: str | None, document: dict[str, Any], lines: list[str]) -> None:
     """The document to `path`, and the lines to stdout where the document does not go there."""
     if path:
-        with files.writing(path) as output:
-            output.write(json.dumps(document, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-    if path != files.PIPE:
+        _save(path, _encoded(document))
+    if path != files.PIPE and lines:
         print("\n".join(lines))
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _save(path: str, content: bytes) -> None:
+    with files.writing(path) as output:
+        output.write(content)

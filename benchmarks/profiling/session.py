@@ -198,15 +198,26 @@ class _Run:
             if measured
             else {},
             "layers": self.layer_rows,
+            "layer_timeline": {name: self._units(done) for name, done in self.layer_passes.items()} or None,
             "ceiling": self.ceiling,
             "no_ceiling": self.no_ceiling,
+            "energy": None,
             "samples": samples,
+        }
+
+    def _units(self, done: Pass) -> dict[str, Any]:
+        """The last timed frame of a direction: its stages, and the engine's units whose start is known."""
+        inside = [t for t in self.layer_times if t.start and 0 <= t.start - done.started <= 1e9 * done.wall_s]
+        return {
+            "spans": _spans(done),
+            "units": [
+                [t.network, t.layer, t.operator, (t.start - done.started) / 1e3, 1e6 * t.seconds] for t in inside
+            ],
         }
 
 
 def _sample(done: Pass, origin: int) -> dict[str, Any]:
     shares, busy = stage_seconds(done.spans)
-    threads = {thread: number for number, thread in enumerate(dict.fromkeys(s.thread for s in done.spans))}
     return {
         "start_s": (done.started - origin) / 1e9,
         "wall_s": done.wall_s,
@@ -214,8 +225,13 @@ def _sample(done: Pass, origin: int) -> dict[str, Any]:
         "peak_mib": done.peak_mib,
         "stages_s": shares,
         "busy_s": busy,
-        "spans": [
-            [s.stage, threads[s.thread], (s.start - done.started) / 1e3, (s.end - done.started) / 1e3, s.detail]
-            for s in done.spans
-        ],
+        "spans": _spans(done),
     }
+
+
+def _spans(done: Pass) -> list[list[Any]]:
+    threads = {thread: number for number, thread in enumerate(dict.fromkeys(s.thread for s in done.spans))}
+    return [
+        [s.stage, threads[s.thread], (s.start - done.started) / 1e3, (s.end - done.started) / 1e3, s.detail]
+        for s in done.spans
+    ]

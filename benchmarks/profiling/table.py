@@ -46,7 +46,7 @@ def _direction(direction: str, summary: Mapping[str, Any], peak_is_its_own: bool
     threads = summary["threads_in_stages"]
     overlap = threads > 1.005
     head = "".join(f"{column.removesuffix('_ms') + ' ms':>11}" for column in COLUMNS)
-    text = [f"{direction:<{NAME}}{'share':>8}{head}{'busy' if overlap else '':>8}"]
+    text = [f"{direction:<{NAME}}{'share':>8}{head}{'    busy' if overlap else ''}"]
     for name, stage in summary["stages"].items():
         busy = f"{100 * stage['busy_share']:>6.1f} %" if overlap else ""
         text.append(f"  {name:<{NAME - 2}}{_row(stage['share'], stage)}{busy}")
