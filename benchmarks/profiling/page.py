@@ -92,7 +92,12 @@ def _tiles(document: Mapping[str, Any]) -> str:
         ]
         if document["energy"]:
             energy = document["energy"]["per_direction"][direction]
-            tiles.append((f"{energy['joules_per_megapixel']:.2f} J/MP", f"{direction}, all rails"))
+            tiles.append(
+                (
+                    f"{energy['joules_per_megapixel']:.2f} J/MP",
+                    f"{direction}; {energy['joules_per_megapixel_above_idle']:.2f} above idle",
+                )
+            )
     return tag("div", *(tag("div", tag("b", escape(a)), tag("span", escape(b)), class_="tile") for a, b in tiles),
                class_="tiles")  # fmt: skip
 

@@ -19,7 +19,7 @@ from ...runtime.bundle import Bundle
 from ...runtime.errors import MachineError, UsageError
 from ...runtime.tiles import TileGrid
 from .. import host, memory, mosaic
-from . import ceiling, layers
+from . import ceiling, energy, layers
 from .accounting import stage_seconds
 from .figures import summarise
 from .pipeline import DIRECTIONS, Pass, Pipeline
@@ -67,6 +67,9 @@ def measure(request: Request) -> dict[str, Any]:
                 run.layers()
         except (KeyboardInterrupt, SystemExit):
             run.partial = f"interrupted {run.doing}"
+        finally:
+            if run.meter is not None:
+                run.meter.stop()
         return run.document(source)
 
 
@@ -107,6 +110,8 @@ class _Run:
         self.resident_mib = 0.0
         self.first: dict[str, float] = {}
         self.samples: dict[str, list[Pass]] = {direction: [] for direction in DIRECTIONS}
+        rails = energy.rails()
+        self.meter = energy.PowerMeter(rails) if rails else None
         self.layer_rows: list[dict[str, Any]] | None = None
         self.layer_times: list[LayerTime] = []
         self.layer_passes: dict[str, Pass] = {}
@@ -119,6 +124,8 @@ class _Run:
 
         request = self.request
         frames = request.frames or (None if request.seconds else FRAMES)
+        if self.meter is not None:
+            self.meter.start()
         with tqdm(total=frames, unit="frame", desc="warming up", disable=None, leave=False) as bar:
             for number in range(request.warmup):
                 for direction in DIRECTIONS:
@@ -201,9 +208,14 @@ class _Run:
             "layer_timeline": {name: self._units(done) for name, done in self.layer_passes.items()} or None,
             "ceiling": self.ceiling,
             "no_ceiling": self.no_ceiling,
-            "energy": None,
+            "energy": self._energy(origin) if self.meter and self.meter.has_readings and measured else None,
             "samples": samples,
         }
+
+    def _energy(self, origin: int) -> dict[str, Any]:
+        assert self.meter is not None
+        passes = {name: [(done.started, done.wall_s) for done in own] for name, own in self.samples.items()}
+        return self.meter.report(passes, self.pipeline.pixels, origin)
 
     def _units(self, done: Pass) -> dict[str, Any]:
         """The last timed frame of a direction: its stages, and the engine's units whose start is known."""

@@ -13,6 +13,8 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     text = heading(document)
     for direction, summary in document["summary"].items():
         text += ["", *_direction(direction, summary, document["peak_per_direction"])]
+    if document["energy"]:
+        text += ["", *_energy(document["energy"])]
     if document["layers"]:
         text += ["", *_layers(document)]
     return text
@@ -65,6 +67,17 @@ def _direction(direction: str, summary: Mapping[str, Any], peak_is_its_own: bool
 
 def _row(share: float, figures: Mapping[str, float]) -> str:
     return f"{100 * share:>6.1f} %" + "".join(f"{figures[column]:>11.2f}" for column in COLUMNS)
+
+
+def _energy(energy: Mapping[str, Any]) -> list[str]:
+    mode = f", {energy['power_mode']}" if energy["power_mode"] else ""
+    text = [f"energy ({' + '.join(energy['total_of'])}{mode}); idle {energy['idle_watts']:.2f} W"]
+    for direction, figures in energy["per_direction"].items():
+        text.append(
+            f"  {direction:<10}{figures['watts']:.2f} W, {figures['joules_per_megapixel']:.3f} J/megapixel, "
+            f"{figures['joules_per_megapixel_above_idle']:.3f} above idle"
+        )
+    return text
 
 
 def _layers(document: Mapping[str, Any]) -> list[str]:
