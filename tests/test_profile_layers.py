@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import fake_gpu
 import numpy as np
 import pytest
 
 from linnet.benchmarks.profiling import ceiling, layers
 from linnet.benchmarks.profiling.pipeline import DECODE, ENCODE, NETWORK, Pipeline
 from linnet.runtime import backends
+from linnet.runtime.backends import tensorrt_layers
+from linnet.runtime.backends.engine_builder import EngineBuilder
+from linnet.runtime.backends.engines import BuildOptions, EngineCache, Target
 from linnet.runtime.backends.layers import LayerTime
 from linnet.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from linnet.runtime.backends.reference import ReferenceBackend
+from linnet.runtime.backends.tensorrt import this_gpu
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
 from linnet.runtime.errors import MachineError
@@ -105,6 +112,43 @@ def test_who_cannot_time_layers_says_so(bundle: Bundle, reference_codec: Codec) 
     gpu.name, gpu._provider = "onnxruntime-cuda", ("CUDAExecutionProvider", {})
     with pytest.raises(MachineError, match="use --backend tensorrt"), gpu.layer_times():
         pass
+
+
+def test_layers_of_tensorrt(bundle: Bundle, machine: fake_gpu.Machine) -> None:
+    """Each layer of each run, named and of a kind; without graphs meanwhile, and with them again afterwards."""
+    target = Target("context_1", (("features", (2, 3, 5, 96)), ("coded", (2, 3, 5, 32))))
+    EngineBuilder(bundle, EngineCache(bundle), this_gpu(), ReferenceBackend(bundle.networks)).make(
+        target, BuildOptions()
+    )
+    backend = backends.select("tensorrt", bundle)
+    inputs = {name: np.ones((4, *shape[1:]), np.int8) for name, shape in target.shapes}
+    expected = backend.run("context_1", inputs)
+    with backends.layer_times(backend) as times:
+        for _ in range(3):
+            assert np.array_equal(backend.run("context_1", inputs)[0], expected[0])
+        assert not any(machine.graphs.values())
+    network = bundle.networks["context_1"]
+    assert len(times) == 3 * 2 * (len(network.nodes) + 1), "two batches a run"
+    assert {time.operator for time in times} == {"CaskConvolution", "Shuffle", ""}
+    rows = {row["layer"]: row for row in layers.rows(times, {}, bundle.networks, frames=3)}
+    assert set(rows) == {node.name for node in network.nodes} | {layers.BETWEEN}
+    assert rows["head.out"]["samples_ms"] == pytest.approx([2 * fake_gpu.FAKE_LAYER_MS] * 2)
+    count = len(times)
+    for _ in range(3):
+        backend.run("context_1", inputs)
+    assert len(times) == count
+    assert any(machine.graphs.values()), "replayed again"
+    backend._first.close()
+
+
+@pytest.mark.parametrize("said", ["", "[]", '{"Layers": ["names only"]}', "{}"])
+def test_an_engine_without_details_has_layers_all_the_same(said: str) -> None:
+    inspector = SimpleNamespace(get_engine_information=lambda form: said)
+    trt = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=1), IProfiler=object)
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    times: list[LayerTime] = []
+    tensorrt_layers.profiler(trt, engine, "analysis", times).report_layer_time("down2 + down4", 1.5)
+    assert times == [LayerTime("analysis", "down2 + down4", "", None, 0.0015)]
 
 
 def test_ceilings(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

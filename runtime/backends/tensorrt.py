@@ -30,8 +30,9 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import Absent, MachineError
 from ..network import Network
-from . import cuda_graph
+from . import cuda_graph, tensorrt_layers
 from .engines import EngineCache, Record, Shape, Target, differences, digest, inputs_at
+from .layers import LayerTime
 
 OLDEST = (10, 3)
 LANES = 2
@@ -210,6 +211,7 @@ class Lane:
         self._sizes = (0, 0)
         self._bound: dict[Engine, _Bound] = {}
         self.without_graph = ""
+        self._layer_times: list[LayerTime] | None = None
 
     def start(self, engine: Engine, batch: Mapping[str, np.ndarray]) -> None:
         """Enqueue the engine over `batch` (at most its batch size of each input); returns before it has run."""
@@ -251,6 +253,9 @@ class Lane:
         what = f"prepare {engine.target}"
         strategy = self._gpu.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._log.require(engine.engine.create_execution_context(strategy), what)
+        if self._layer_times is not None:
+            network = engine.target.network
+            context.profiler = tensorrt_layers.profiler(self._gpu.trt, engine.engine, network, self._layer_times)
         if engine.scratch_bytes:
             context.set_device_memory(int(self._scratch), engine.scratch_bytes)
         for tensor in engine.inputs:
@@ -295,6 +300,13 @@ class Lane:
                 memory.free()
         self._device = self._scratch = self._host = None
 
+    def time_layers(self, times: list[LayerTime] | None) -> None:
+        """From now on add what each layer takes to `times`, or no longer."""
+        for engine in list(self._bound):  # a profiler belongs to an execution context
+            self.forget(engine)
+        self._layer_times = times
+        self.without_graph = "" if times is None else "its layers are timed"
+
     def forget(self, engine: Engine) -> None:
         bound = self._bound.pop(engine, None)
         if bound is not None and bound.graph is not None:
@@ -334,6 +346,21 @@ class Runner:
         with self.gpu.current():
             for lane in self._lanes:
                 lane.forget(engine)
+
+    @contextmanager
+    def layer_times(self) -> Iterator[list[LayerTime]]:
+        """While open, every layer is timed; no other thread may run."""
+        times: list[LayerTime] = []
+        self._time_layers(times)
+        try:
+            yield times
+        finally:
+            self._time_layers(None)
+
+    def _time_layers(self, times: list[LayerTime] | None) -> None:
+        with self.gpu.current():
+            for lane in self._lanes:
+                lane.time_layers(times)
 
     def run(self, engine: Engine, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """All of `inputs`, batch by batch, two of them under way at a time."""
@@ -399,7 +426,7 @@ class TensorRTBackend:
         self._loaded: dict[Target, Engine | MachineError] = {}
         self._loading = threading.Lock()
         self._runner = Runner(self._gpu)
-        self.close = self._runner.close
+        self.layer_times, self.close = self._runner.layer_times, self._runner.close
 
     def _usable(self) -> tuple[list[Record], dict[str, str]]:
         """The stored engines that fit this machine, and for networks with others why those do not."""
