@@ -11,6 +11,7 @@ FOLDERS = {
     "linnet.calibration": "calibration",
     "linnet.training": "training",
     "linnet.benchmarks": "benchmarks",
+    "linnet.benchmarks.profiling": "benchmarks/profiling",
 }
 
 # Loaded with ctypes, so one build serves every Python version (hence "limited API", although no Python.h is used).

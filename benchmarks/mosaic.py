@@ -22,9 +22,13 @@ TEXTURE_SEED = 7
 
 
 def build(pictures: Sequence[Picture], megapixels: float) -> Picture:
-    """Shelves of pictures, left to right and top to bottom, repeated mirrored until 3:2 at `megapixels` is full."""
+    """A picture of 3:2 at `megapixels`, filled as by `fill`."""
     width = math.ceil(math.sqrt(megapixels * 1e6 * ASPECT))
-    height = math.ceil(megapixels * 1e6 / width)
+    return fill(pictures, width, math.ceil(megapixels * 1e6 / width))
+
+
+def fill(pictures: Sequence[Picture], width: int, height: int) -> Picture:
+    """Shelves of pictures, left to right and top to bottom, repeated mirrored until `width` x `height` is full."""
     canvas = np.empty((height, width, 3), np.uint8)
     supply = (np.flip(p, axis=turn) for turn in itertools.cycle(((), 1, 0, (0, 1))) for p in pictures)
     top = 0

@@ -161,6 +161,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     proof.add_argument("--json", action="store_true", help="print JSON")
 
     _add_build(commands)
+    _add_profile(commands)
     _add_bench(commands, arguments)
 
     export = _command(commands, "export", _export, "trained weights to a codec bundle")
@@ -249,6 +250,32 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--weakly-typed", action="store_true", help="the older way to int8, TensorRT 10.3 to 10.16")
     build.add_argument("--force", action="store_true", help="build what is up to date, too")
     build.add_argument("--dry-run", action="store_true", help="print the plan and the trtexec commands; build nothing")
+
+
+def _add_profile(commands: Any) -> None:
+    profile = _command(commands, "profile", _profile, "where the milliseconds of encoding and decoding go")
+    add = profile.add_argument
+    width, height = defaults.FRAME
+    add("bundle", metavar="BUNDLE", nargs="?", help="the codec, else the one in the package")
+    add("--size", type=_size, metavar="WxH", help=f"of the frame, else that of --image, else {width}x{height}")
+    add("--image", metavar="FILE", help="picture to fill the frame with, else photographs of scikit-image")
+    add("--quality", type=_quality, default=defaults.QUALITY, metavar="Q", help=f"1 to 100, else {defaults.QUALITY}")
+    add("--frames", type=_positive, metavar="N", help="frames to measure, else 20")
+    add("--seconds", type=float, metavar="S", help="stop after this time instead, or before --frames")
+    add("--warmup", type=_count, metavar="N", help="frames before those that count, else 2")
+    add("--batch", type=_positive, metavar="B", help="tiles that a network computes at once, else what the codec gives")
+    add("--threads", type=_positive, metavar="N", help="processor cores to use, else all")
+    add("--tile", type=_positive, default=defaults.TILE, metavar="N", help=f"as with `encode`, else {defaults.TILE}")
+    add("--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best")
+    add("--per-layer", action="store_true", help="time each layer too, beside what this machine could reach")
+    add("--json", metavar="F", help="write the report with all samples, or the comparison; - writes stdout")
+    add("--html", metavar="F", help="write one HTML page with plots")
+    add("--trace", metavar="F", help="write a Chrome trace, for Perfetto or chrome://tracing")
+    add(
+        "--compare", nargs=2, metavar=("A.json", "B.json"),
+        help="measure nothing: say what became slower from A to B; exit status 1 if anything did",
+    )  # fmt: skip
+    add("--threshold", type=float, metavar="P", help="with --compare: per cent that do not matter, else 5")
 
 
 def _add_bench(commands: Any, arguments: list[str]) -> None:
@@ -542,6 +569,12 @@ def _build(options: argparse.Namespace) -> int:
 
     options.size = options.size or [defaults.FRAME]
     return building.main(options)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from .benchmarks.profiling import command
+
+    return command.run(options)
 
 
 def _export(options: argparse.Namespace) -> int:

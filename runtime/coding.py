@@ -20,6 +20,7 @@ from .bundle import Bundle
 from .errors import InputError
 from .latents import CodingStep, quality_value
 from .rate import RateCurve
+from .stages import ENTROPY, stage
 from .tiles import BLOCK, HYPER_BLOCK
 
 HYPER_SHRINK = HYPER_BLOCK // BLOCK
@@ -48,6 +49,7 @@ class TileCoder:
         self._offsets = bundle.table_offsets[quality - 1]
         self._quality_value = quality_value(quality)
 
+    @stage(ENTROPY)
     def encode(self, latents: np.ndarray, curve: RateCurve | None = None) -> tuple[list[bytes], np.ndarray]:
         """Latents (N, h, w, C) float32 in full-scale units, sides multiples of 4: payloads, decoded (N, h, w, 2 C).
 
@@ -72,6 +74,7 @@ class TileCoder:
         finish = lambda tile: core.rans_encode(tables, np.concatenate(symbols[tile]), np.concatenate(indices[tile]))  # noqa: E731
         return self._each(finish, len(latents)), decoded
 
+    @stage(ENTROPY)
     def decode(self, payloads: Sequence[bytes], names: Sequence[str], height: int, width: int) -> np.ndarray:
         """Payloads of tiles of `height` x `width` latents to decoded latents (N, h, w, 2 C) int8, whole and quarters.
 

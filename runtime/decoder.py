@@ -20,6 +20,7 @@ from .latents import quality_value, split_latent
 from .levels import enlarge, level_size
 from .reader import Reader
 from .rows import RowBuffer, RowHalver
+from .stages import LAYOUT, stage
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def strips(
         y = strip.bottom
 
 
+@stage(LAYOUT)
 def _synthesise(codec: Codec, latents: RowBuffer, window: Rect, grid: TileGrid) -> np.ndarray:
     """Pixels of `window` from decoded latents and quality values that cover it and its halo.
 
@@ -139,6 +141,7 @@ class LevelDecoder:
             yield pixels
             y = strip.bottom
 
+    @stage(LAYOUT)
     def _latents(self, area: Rect) -> np.ndarray:
         """Decoded latents and quality values (h, w, 2 C + 1) int8 of the tiles in `area`."""
         tiles = self._tiles(self.grid.touching(area))

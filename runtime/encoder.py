@@ -23,6 +23,7 @@ from .levels import level_qualities
 from .rate import RateCurve, SizeTarget, first_guess
 from .rows import FrameRows, LevelRows
 from .sealing import Protection, Sealer, sealed_tiles
+from .stages import LAYOUT, stage
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 from .writer import write_picture
 
@@ -223,6 +224,7 @@ class _LevelEncoder:
     def _pieces(self, area: Rect) -> Iterator[Rect]:
         return compute_tiles(area, max(1, COMPUTE_WIDTH // self._grid.tile) * self._grid.tile, area.height)
 
+    @stage(LAYOUT)
     def hold(self, area: Rect) -> None:
         """Compute the latents of the band `area` and keep them."""
         for piece in self._pieces(area):
@@ -236,6 +238,7 @@ class _LevelEncoder:
             self.encode(area, decoded=False)
         return self._bytes
 
+    @stage(LAYOUT)
     def encode(self, area: Rect, *, decoded: bool) -> np.ndarray | None:
         """Code the tiles of the band `area`.
 

@@ -26,6 +26,7 @@ BuilderFlag.INT8                                                            < 11
 BuilderFlag.TF32
 DataType.FLOAT
 DataType.INT8
+EngineInspector.get_engine_information(format) -> str
 ExecutionContextAllocationStrategy.USER_MANAGED
 IBuilderConfig.add_optimization_profile(profile) -> int
 IBuilderConfig.builder_optimization_level =
@@ -39,6 +40,7 @@ IBuilderConfig.progress_monitor =
 IBuilderConfig.set_flag(flag) -> None
 IBuilderConfig.set_memory_pool_limit(pool, pool_size) -> None
 IBuilderConfig.set_timing_cache(cache, ignore_mismatch) -> bool
+ICudaEngine.create_engine_inspector() -> EngineInspector
 ICudaEngine.create_execution_context(strategy) -> IExecutionContext
 ICudaEngine.device_memory_size_v2
 ICudaEngine.get_tensor_dtype(name) -> DataType
@@ -46,6 +48,7 @@ ICudaEngine.get_tensor_name(index) -> str
 ICudaEngine.num_io_tensors
 IExecutionContext.execute_async_v3(stream_handle) -> bool
 IExecutionContext.get_tensor_shape(name) -> Dims
+IExecutionContext.profiler =
 IExecutionContext.set_device_memory(memory, size) -> None
 IExecutionContext.set_input_shape(name, shape) -> bool
 IExecutionContext.set_tensor_address(name, memory) -> bool
@@ -55,11 +58,14 @@ ILogger.INTERNAL_ERROR
 ILogger.WARNING
 ILogger.log(severity, msg) -> None
 IOptimizationProfile.set_shape(input, min, opt, max) -> None
+IProfiler()
+IProfiler.report_layer_time(layer_name, ms) -> None
 IProgressMonitor()
 IProgressMonitor.phase_finish(phase_name) -> None
 IProgressMonitor.phase_start(phase_name, parent_phase, num_steps) -> None
 IProgressMonitor.step_complete(phase_name, step) -> bool
 ITimingCache.serialize() -> IHostMemory
+LayerInformationFormat.JSON
 MemoryPoolType.WORKSPACE
 NetworkDefinitionCreationFlag.STRONGLY_TYPED
 OnnxParser(network, logger)

@@ -36,7 +36,7 @@ MAY_USE = {
     "calibration": {"calibration", "runtime"},
     "export": {"export", "calibration", "runtime"},
     "training": {"training", "export", "calibration", "runtime"},
-    "benchmarks": {"benchmarks", "linnet", "runtime"},
+    "benchmarks": {"benchmarks", "linnet", "calibration", "runtime"},
 }
 HELP_SECONDS = 0.3
 

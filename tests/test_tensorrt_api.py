@@ -41,7 +41,7 @@ print(json.dumps(found))
 
 USE_THE_BACKEND = """
 import sys, types, tensorrt_bindings as trt
-from linnet.runtime.backends import engine_builder, tensorrt
+from linnet.runtime.backends import engine_builder, tensorrt, tensorrt_layers
 from linnet.runtime.backends.engines import BuildOptions, Target
 from linnet.runtime.errors import MachineError
 gpu = types.SimpleNamespace(trt=trt, version=trt.__version__)
@@ -54,6 +54,10 @@ monitor = engine_builder._monitor(trt, lambda *step: steps.append(step))
 monitor.phase_start("a", None, 2)
 assert monitor.step_complete("a", 0) is True
 assert steps == [("a", 0, 2), ("a", 1, 2)]
+inspector = types.SimpleNamespace(get_engine_information=lambda form: '{"Layers": []}')
+engine, times = types.SimpleNamespace(create_engine_inspector=lambda: inspector), []
+tensorrt_layers.profiler(trt, engine, "n", times).report_layer_time("a", 2.0)
+assert times[0].seconds == 0.002
 flags = [engine_builder._network_flags(gpu, BuildOptions())]
 try:
     flags.append(engine_builder._network_flags(gpu, BuildOptions(strongly_typed=False)))
@@ -138,7 +142,7 @@ def fits(member: tensorrt_api.Member, names: list[str], optional: set[str], resu
 
 @pytest.mark.tensorrt_api
 def test_the_backend_takes_to_the_real_bindings(bindings: tuple[str, Path]) -> None:
-    """Logger and progress monitor derive from the real classes; a constructor that gives nothing is an error."""
+    """Logger, progress monitor and profiler derive from the real classes; a constructor that gives None is an error."""
     version, folder = bindings
     said = run("-c", USE_THE_BACKEND, folder=folder)
     modern = version.startswith("11")

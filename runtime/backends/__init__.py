@@ -6,14 +6,15 @@ A backend has a `name` and `run(network, inputs) -> outputs` over NHWC tensors: 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..errors import Absent, MachineError, UsageError
+from .layers import LayerTime
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -52,6 +53,11 @@ class _Tested:
         self._chosen: dict[str, Backend] = {}
         self.name = candidates[0].name
 
+    @property
+    def inner(self) -> Backend:
+        """The backend that runs most networks, by the smallest one."""
+        return self.choose(PROBE)
+
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return self.choose(network).run(network, inputs)
 
@@ -71,6 +77,16 @@ class _Tested:
                 failures.append(error)
         raise failures[0]
 
+    @contextmanager
+    def layer_times(self) -> Iterator[list[LayerTime]]:
+        """Of the backends chosen so far."""
+        times: list[LayerTime] = []
+        with ExitStack() as stack:
+            parts = [stack.enter_context(layer_times(backend)) for backend in dict.fromkeys(self._chosen.values())]
+            yield times
+        for part in parts:
+            times += part
+
 
 def check_known_answer(backend: Backend, bundle: Answers, network: str) -> None:
     """Raise MachineError unless `backend` reproduces the known answer of `network` bit for bit."""
@@ -83,6 +99,13 @@ def check_known_answer(backend: Backend, bundle: Answers, network: str) -> None:
                 f"{want.size} values of output {number} differ from the known answer; use another backend "
                 "(--backend reference is always exact)"
             )
+
+
+def layer_times(backend: Backend) -> AbstractContextManager[list[LayerTime]]:
+    """While open, `backend` times its layers; the list is filled at the end. MachineError where it cannot."""
+    if not hasattr(backend, "layer_times"):
+        raise MachineError(f"backend {backend.name} cannot time its layers: use --backend onnxruntime or tensorrt")
+    return backend.layer_times()
 
 
 class _WithFallback:
@@ -106,6 +129,10 @@ class _WithFallback:
     def gpu_frame(self, frame: Frame) -> GpuFrame:
         """A frame in the GPU's memory for `Codec.encode_frame`; what falls back is copied."""
         return self._first.gpu_frame(frame)
+
+    def layer_times(self) -> AbstractContextManager[list[LayerTime]]:
+        """Of the first backend's calls only."""
+        return layer_times(self._first)
 
 
 def select(name: str, bundle: Bundle, threads: int | None = None) -> Backend:

@@ -34,10 +34,11 @@ from ..core import PLANES, planes_to_pixels
 from ..errors import Absent, MachineError
 from ..network import Network
 from ..tiles import Rect
-from . import cuda_graph, cuda_pixels
+from . import cuda_graph, cuda_pixels, tensorrt_layers
 from .cuda_pixels import GROUP_PIXELS, Frame, PixelKernels
 from .cutting import Geometry, Piece
 from .engines import EngineCache, Record, Shape, Target, differences, digest, inputs_at
+from .layers import LayerTime
 
 OLDEST = (10, 3)
 LANES = 2
@@ -286,6 +287,7 @@ class Lane:
         self._sizes = (0, 0)
         self._bound: dict[Engine, _Bound] = {}
         self.without_graph = ""
+        self._layer_times: list[LayerTime] | None = None
 
     def start(self, engine: Engine, pieces: Sequence[Piece], inputs: Inputs) -> None:
         """Enqueue the engine over `pieces` of `inputs` (at most its batch); returns before it has run."""
@@ -339,6 +341,9 @@ class Lane:
         what = f"prepare {engine.target}"
         strategy = self._gpu.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._log.require(engine.engine.create_execution_context(strategy), what)
+        if self._layer_times is not None:
+            network = engine.target.network
+            context.profiler = tensorrt_layers.profiler(self._gpu.trt, engine.engine, network, self._layer_times)
         if engine.scratch_bytes:
             context.set_device_memory(int(self._scratch), engine.scratch_bytes)
         for tensor in engine.inputs:
@@ -383,6 +388,13 @@ class Lane:
                 memory.free()
         self._device = self._scratch = self._host = None
 
+    def time_layers(self, times: list[LayerTime] | None) -> None:
+        """From now on add what each layer takes to `times`, or no longer."""
+        for engine in list(self._bound):  # a profiler belongs to an execution context
+            self.forget(engine)
+        self._layer_times = times
+        self.without_graph = "" if times is None else "its layers are timed"
+
     def forget(self, engine: Engine) -> None:
         bound = self._bound.pop(engine, None)
         for graph in bound.graphs.values() if bound is not None else ():
@@ -422,6 +434,21 @@ class Runner:
         with self.gpu.current():
             for lane in self._lanes:
                 lane.forget(engine)
+
+    @contextmanager
+    def layer_times(self) -> Iterator[list[LayerTime]]:
+        """While open, every layer is timed; no other thread may run."""
+        times: list[LayerTime] = []
+        self._time_layers(times)
+        try:
+            yield times
+        finally:
+            self._time_layers(None)
+
+    def _time_layers(self, times: list[LayerTime] | None) -> None:
+        with self.gpu.current():
+            for lane in self._lanes:
+                lane.time_layers(times)
 
     def run(self, engine: Engine, inputs: Inputs) -> list[np.ndarray]:
         """All of `inputs`, batch by batch, two of them under way at a time."""
@@ -489,7 +516,7 @@ class TensorRTBackend:
         self._loading = threading.Lock()
         self._kernels: PixelKernels | None = None
         self._runner = Runner(self._gpu)
-        self.close = self._runner.close
+        self.layer_times, self.close = self._runner.layer_times, self._runner.close
 
     def _usable(self) -> tuple[list[Record], dict[str, str]]:
         """The stored engines that fit this machine, and for networks with others why those do not."""
