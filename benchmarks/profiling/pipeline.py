@@ -152,9 +152,9 @@ class _Writer(PictureWriter):
         with self._recorder.span(CONTAINER, "begin"):
             super().begin(record, metadata, digest=digest)
 
-    def tile(self, number: int, payload: bytes, *, sealed: bool = False) -> None:
+    def tile(self, number: int, payload: bytes, *, quality: int | None = None, sealed: bool = False) -> None:
         with self._recorder.span(CONTAINER, f"tile {number}"):
-            super().tile(number, payload, sealed=sealed)
+            super().tile(number, payload, quality=quality, sealed=sealed)
 
     def end(self, digest: bytes | None = None) -> None:
         with self._recorder.span(CONTAINER, "index"):
