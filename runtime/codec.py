@@ -112,7 +112,7 @@ class Codec:
         if window.width * window.height > max_pixels:
             raise UsageError(
                 f"{window.width}x{window.height} pixels are more than the limit of {max_pixels}: "
-                "decode it by regions or raise max_pixels"
+                "decode it by regions, to a .tif (which is written by rows), or raise max_pixels"
             )
         pixels: np.ndarray | None = None
         y = 0
