@@ -33,7 +33,13 @@ Source = bytes | BinaryIO | ByteSource | Reader
 
 
 class Codec:
-    """A bundle on a backend. Calls may come from several threads at once."""
+    """A bundle on a backend. Calls may come from several threads at once.
+
+    Within a call `threads` cores are used by the backend inside each network, and by `pool` for what releases Python's
+    lock: the entropy coding of a batch's tiles, and the pixels of one piece while the network computes the next. Of
+    the CPU time of 12 megapixels on one thread the networks took 73 % decoding and 64 % encoding, the pool's work
+    17 % and 27 %.
+    """
 
     def __init__(self, bundle: Bundle, backend: backends.Backend, threads: int | None = None) -> None:
         self.bundle, self.backend = bundle, backend
