@@ -120,6 +120,9 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         "--protect", type=_region, action="append", metavar="X,Y,W,H",
         help="with --key: encrypt only what shows this rectangle; may be repeated; else everything",
     )  # fmt: skip
+    encode.add_argument(
+        "--drop-thumbnail", action="store_true", help="blank the thumbnail in EXIF, which is never encrypted"
+    )
     _add_codec_options(encode)
 
     decode = _command(commands, "decode", _decode, ".lnt to a PNG, JPEG, TIFF or WebP picture")
@@ -361,17 +364,18 @@ def _encode(options: argparse.Namespace) -> int:
     with images.opened(options.input) as picture:
         width, height = picture.frame.width, picture.frame.height
         wanted = options.size if options.bpp is None else max(1, round(options.bpp * width * height / 8))
+        metadata, notes = _thumbnail(picture.metadata, drop=options.drop_thumbnail, protected=protection is not None)
         codec = pictures.codec(options.bundle, options.backend, options.threads)
         started = perf_counter()
         with files.rewritable(options.output) as output, _about(options.input), _Bar("encoding") as progress:
             writer = PictureWriter(output)
             codec.encode_frame(
                 writer, picture.frame, quality=options.quality, size=wanted, favoured=options.roi, tile=options.tile,
-                levels=options.levels, metadata=picture.metadata, digest=options.digest, protection=protection,
+                levels=options.levels, metadata=metadata, digest=options.digest, protection=protection,
                 progress=progress,
             )  # fmt: skip
         seconds = perf_counter() - started
-        _say(options.input, picture.notes)
+        _say(options.input, [*picture.notes, *notes])
     pixels, size = width * height, writer.bytes_written
     if wanted is not None and abs(size / wanted - 1) > SIZE_TOLERANCE:
         _say(options.output, [f"{size} bytes, not {wanted}: that is as near as quality 1 to 100 comes"])
@@ -382,6 +386,20 @@ def _encode(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _thumbnail(metadata: Any, *, drop: bool, protected: bool) -> tuple[Any, list[str]]:
+    """The metadata, its thumbnail blanked on request, and a note where one shows what is to be encrypted."""
+    from dataclasses import replace
+
+    from .thumbnails import has_thumbnail, without_thumbnail
+
+    if not has_thumbnail(metadata.exif):
+        return metadata, []
+    if drop:
+        return replace(metadata, exif=without_thumbnail(metadata.exif)), []
+    shows = "EXIF holds a thumbnail, which shows the encrypted pixels in clear; --drop-thumbnail blanks it"
+    return metadata, [shows] if protected else []
 
 
 def _protection(options: argparse.Namespace) -> Any:

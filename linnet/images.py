@@ -91,12 +91,11 @@ class OpenPicture:
 
     frame: FrameRows
     metadata: Metadata
-    _notes: list[str]
+    known_notes: list[str]
 
     @property
     def notes(self) -> list[str]:
-        flattened = getattr(self.frame, "flattened", False)
-        return [*self._notes, FLATTENED] if flattened else self._notes
+        return self.known_notes + ([FLATTENED] if getattr(self.frame, "flattened", False) else [])
 
 
 def read(path: str) -> Picture:

@@ -102,7 +102,7 @@ class TiffRows:
         per_plane = across * -(-self.height // self._segment_rows)
         for top in range(0, self.height, rows):
             height = min(rows, self.height - top)
-            chunk = np.empty((height, self.width, page.samplesperpixel), page.dtype)
+            chunk = np.zeros((height, self.width, page.samplesperpixel), page.dtype)  # a short tile leaks no memory
             for plane in range(planes):
                 part = chunk[..., plane : plane + 1] if planes > 1 else chunk
                 if self._by_rows:

@@ -33,7 +33,13 @@ Source = bytes | BinaryIO | ByteSource | Reader
 
 
 class Codec:
-    """A bundle on a backend. Calls may come from several threads at once."""
+    """A bundle on a backend. Calls may come from several threads at once.
+
+    Within a call `threads` cores are used by the backend inside each network, and by `pool` for what releases Python's
+    lock: the entropy coding of a batch's tiles, and the pixels of one piece while the network computes the next. Of
+    the CPU time of 12 megapixels on one thread the networks took 73 % decoding and 64 % encoding, the pool's work
+    17 % and 27 %.
+    """
 
     def __init__(self, bundle: Bundle, backend: backends.Backend, threads: int | None = None) -> None:
         self.bundle, self.backend = bundle, backend
@@ -119,7 +125,7 @@ class Codec:
         if window.width * window.height > max_pixels:
             raise UsageError(
                 f"{window.width}x{window.height} pixels are more than the limit of {max_pixels}: "
-                "decode it by regions or raise max_pixels"
+                "decode it by regions, to a .tif (which is written by rows), or raise max_pixels"
             )
         pixels: np.ndarray | None = None
         y = 0
