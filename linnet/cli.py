@@ -22,6 +22,7 @@ BENCHMARKS = {
     "rd": "quality against file size, beside other codecs",
     "speed": "megapixels per second, beside other codecs",
     "region": "a window of a large frame, and what tiles cost, beside other formats",
+    "record": "recording a video: its pace, and the CPU time outside the networks",
 }
 INTERRUPTED = 130
 TERMINATED = 143
