@@ -436,12 +436,14 @@ def _verify(options: argparse.Namespace) -> int:
             from . import pictures
 
             codec = pictures.codec(options.bundle, options.backend, options.threads)
-            with _about(options.input), _Bar("decoding") as progress:
-                if not codec.verify_pixels(source, progress=progress):
-                    raise InputError(
-                        "the decoded pixels differ from the stored proof though every checksum holds; "
-                        "run `linnet doctor` and compare --backend reference"
-                    )
+            for frame in range(found.frames):
+                with _about(options.input), _Bar("decoding") as progress:
+                    if not codec.verify_pixels(source, frame, progress=progress):
+                        where = f" of frame {frame}" if found.recording else ""
+                        raise InputError(
+                            f"the decoded pixels{where} differ from the stored proof though every checksum holds; "
+                            "run `linnet doctor` and compare --backend reference"
+                        )
     tiles = "1 tile" if found.tiles == 1 else f"{found.tiles} tiles"
     print(f"{name}: intact, {tiles}{', the pixels match their proof' if options.pixels else ''}")
     return 0
@@ -504,7 +506,7 @@ def _export(options: argparse.Namespace) -> int:
 def _say(path: str, notes: Sequence[str]) -> None:
     from . import files
 
-    for note in notes:
+    for note in dict.fromkeys(notes):
         print(f"linnet: {files.shown(path)}: note: {note}", file=sys.stderr)
 
 
