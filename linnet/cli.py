@@ -23,6 +23,7 @@ BENCHMARKS = {
     "speed": "megapixels per second, beside other codecs",
     "region": "a window of a large frame, and what tiles cost, beside other formats",
     "memory": "peak memory of encoding a huge frame and of decoding windows of it",
+    "record": "recording a video: its pace, and the CPU time outside the networks",
 }
 FAVOURED_STEPS = 20
 SIZE_TOLERANCE = 0.03
@@ -609,7 +610,7 @@ def _export(options: argparse.Namespace) -> int:
 def _say(path: str, notes: Sequence[str]) -> None:
     from . import files
 
-    for note in notes:
+    for note in dict.fromkeys(notes):
         print(f"linnet: {files.shown(path)}: note: {note}", file=sys.stderr)
 
 
