@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from linnet.benchmarks.profiling import ceiling, charts, page, session, trace
-from linnet.cli import main
+from linnet.cli import _parser, main
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLOTS = ("stages", "distribution", "timeline", "roofline")
@@ -289,6 +289,16 @@ def test_an_interrupt_before_the_first_frame(
     assert shown.out == ""
     assert shown.err == "linnet: interrupted before the first frame: nothing was measured and no report is written\n"
     assert not (tmp_path / "r.json").exists()
+
+
+def test_documented_commands_are_understood() -> None:
+    guide = Path(__file__).parent.parent / "docs" / "profile.md"
+    code = r"^ {4}.*?linnet (profile .+?)(?: {2,}.*| \|\|.*| &&.*)?$"
+    commands = re.findall(code, guide.read_text(), re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        options = command.split()
+        assert _parser(options).parse_args(options).command == "profile"
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ svg .tick, svg .value { fill: var(--faint); } svg .inside { fill: #fff; font-siz
 .encode { fill: var(--encode); } .decode { fill: var(--decode); } .line.encode, .line.decode { fill: none; }
 .layer { fill-opacity: .72; stroke: var(--paper); }
 .span { stroke: var(--paper); stroke-width: .5; }
+.bar, .span, .layer, .key { fill: #6c7780; }
 .stage-read { fill: #8a6bb8; } .stage-colour-and-layout { fill: #c58a1c; } .stage-entropy-coding { fill: #c04f3e; }
 .stage-container { fill: #7d858d; } .stage-write { fill: #5c7f8f; }
 .stage-analysis { fill: #1f6fb2; } .stage-synthesis { fill: #5560c4; } .stage-hyper-analysis { fill: #3f8f5b; }

@@ -154,7 +154,12 @@ class _Run:
         from tqdm import tqdm
 
         self.doing = "while timing the layers"
-        rows, self.layer_times, self.layer_passes = layers.measure(self.pipeline, self.bundle, self.backend)
+        with tqdm(
+            total=layers.UNCOUNTED + layers.FRAMES, unit="frame", desc="layers", disable=None, leave=False
+        ) as bar:
+            rows, self.layer_times, self.layer_passes = layers.measure(
+                self.pipeline, self.bundle, self.backend, bar.update
+            )
         self.layer_rows = rows
         layers.against(rows, None)
         self.doing = "while measuring this machine's ceilings"
