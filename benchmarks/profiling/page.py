@@ -30,10 +30,10 @@ svg .tick, svg .value { fill: var(--faint); } svg .inside { fill: #fff; font-siz
 .grid { stroke: var(--rule); fill: none; } .lane { fill: var(--lane); }
 .whisker { stroke: var(--ink); fill: none; } .roof { stroke: var(--ink); stroke-width: 2; fill: none; }
 .line { fill: none; stroke-width: 2; } .line.encode { stroke: var(--encode); } .line.decode { stroke: var(--decode); }
+.bar, .span, .layer, .key { fill: #6c7780; }
 .encode { fill: var(--encode); } .decode { fill: var(--decode); } .line.encode, .line.decode { fill: none; }
 .layer { fill-opacity: .72; stroke: var(--paper); }
 .span { stroke: var(--paper); stroke-width: .5; }
-.bar, .span, .layer, .key { fill: #6c7780; }
 .stage-read { fill: #8a6bb8; } .stage-colour-and-layout { fill: #c58a1c; } .stage-entropy-coding { fill: #c04f3e; }
 .stage-container { fill: #7d858d; } .stage-write { fill: #5c7f8f; }
 .stage-analysis { fill: #1f6fb2; } .stage-synthesis { fill: #5560c4; } .stage-hyper-analysis { fill: #3f8f5b; }
