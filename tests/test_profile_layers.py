@@ -90,7 +90,7 @@ def test_layers_of_a_frame(codec: Codec, tmp_path: Path) -> None:
     """Every layer that computes is there, and the layers of a network take no longer than its calls did."""
     frame = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
     pipeline = Pipeline(codec.bundle, codec.backend, frame, tmp_path, quality=60, tile=128, threads=1, batch=None)
-    rows, times, last = layers.measure(pipeline, codec.bundle, codec.backend, frames=2)
+    rows, times, last = layers.measure(pipeline, codec.bundle, codec.backend, lambda: None, frames=2)
     for name, network in codec.bundle.networks.items():
         timed = {row["layer"]: row for row in rows if row["network"] == name}
         computing = [node.name for node in network.nodes if isinstance(node, Conv)]

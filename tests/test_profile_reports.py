@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from linnet.benchmarks.profiling import ceiling, charts, page, session, trace
-from linnet.cli import main
+from linnet.benchmarks.profiling.document import FORMAT
+from linnet.cli import _parser, main
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLOTS = ("stages", "distribution", "timeline", "roofline")
@@ -52,7 +53,7 @@ def document(reports: Path) -> dict[str, Any]:
 
 
 def test_document(document: dict[str, Any]) -> None:
-    assert document["format"] == session.FORMAT
+    assert document["format"] == FORMAT
     assert document["partial"] is None
     assert document["host"]["cpu"]
     assert (document["frame"]["width"], document["frame"]["height"]) == (500, 300)
@@ -256,14 +257,12 @@ def profile(folder: Path, *options: str) -> subprocess.Popen[str]:
 def test_an_interrupt_leaves_a_valid_report(tmp_path: Path, end: signal.Signals) -> None:
     report, html = tmp_path / "report.json", tmp_path / "report.html"
     running = profile(tmp_path, "--frames", "100000", "--warmup", "0", "--json", str(report), "--html", str(html))
-    coded = None
-    for _ in range(600):
-        coded = next(tmp_path.glob("linnet-profile-*/decoded.rgb"), None)
-        if coded or running.poll() is not None:
-            break
-        time.sleep(0.1)
-    assert coded, running.communicate()
-    time.sleep(1)
+    for _ in range(1200):
+        files = {path.name: path.stat() for path in tmp_path.glob("linnet-profile-*/*")}
+        if "decoded.rgb" in files and files["frame.lnt"].st_mtime_ns > files["decoded.rgb"].st_mtime_ns > 0:
+            break  # the first frame is through and the second has begun
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
     running.send_signal(end)
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 130
@@ -289,6 +288,16 @@ def test_an_interrupt_before_the_first_frame(
     assert shown.out == ""
     assert shown.err == "linnet: interrupted before the first frame: nothing was measured and no report is written\n"
     assert not (tmp_path / "r.json").exists()
+
+
+def test_documented_commands_are_understood() -> None:
+    guide = Path(__file__).parent.parent / "docs" / "profile.md"
+    code = r"^ {4}.*?linnet (profile .+?)(?: {2,}.*| \|\|.*| &&.*)?$"
+    commands = re.findall(code, guide.read_text(), re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        options = command.split()
+        assert _parser(options).parse_args(options).command == "profile"
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,22 @@ def test_marks_are_few(codec: Codec, frame: np.ndarray) -> None:
     assert marks(64) < 64, "162 tiles"
 
 
+def test_recording_costs_little(codec: Codec, frame: np.ndarray, tmp_path: Path) -> None:
+    """The marks of a frame, each with its measured cost, are below a percent of the frame's time."""
+    pipeline = Pipeline(codec.bundle, codec.backend, frame, tmp_path, quality=60, tile=256, threads=1, batch=None)
+    pipeline.run(ENCODE)
+    recorder, cost = Recorder(), float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        for _ in range(100):
+            with recorder.span("stage"):
+                pass
+        cost = min(cost, (time.perf_counter() - started) / 100)
+    for direction in DIRECTIONS:
+        done = pipeline.run(direction)
+        assert len(done.spans) * cost < 0.01 * done.wall_s
+
+
 def test_marks_are_transparent() -> None:
     @stage("doubling")
     def double(value: int, *, times: int = 2) -> int:

@@ -142,7 +142,7 @@ def fits(member: tensorrt_api.Member, names: list[str], optional: set[str], resu
 
 @pytest.mark.tensorrt_api
 def test_the_backend_takes_to_the_real_bindings(bindings: tuple[str, Path]) -> None:
-    """Logger, progress monitor and profiler derive from the real classes; a constructor that gives None is an error."""
+    """What derives from the real classes can be made; a constructor that gives nothing is an error."""
     version, folder = bindings
     said = run("-c", USE_THE_BACKEND, folder=folder)
     modern = version.startswith("11")

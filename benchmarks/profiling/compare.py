@@ -23,7 +23,7 @@ import numpy as np
 
 from ... import files
 from ...runtime.errors import InputError
-from .session import FORMAT
+from .document import FORMAT
 
 COMPARISON_FORMAT = "linnet-profile-comparison/1"
 ALPHA = 0.01

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from ...runtime.network import Conv, Network, Node
 from .pipeline import DIRECTIONS, Pass, Pipeline
 
 FRAMES = 3
+UNCOUNTED = 2
+"""One without timing and one with, in which new sessions settle."""
 BETWEEN = "(between layers)"
 """Where an engine's own additions go: changes of layout, computation of shapes."""
 RAW_BYTES = 4
@@ -37,19 +39,21 @@ class Work(NamedTuple):
 
 
 def measure(
-    pipeline: Pipeline, bundle: Bundle, backend: Backend, frames: int = FRAMES
+    pipeline: Pipeline, bundle: Bundle, backend: Backend, progress: Callable[[], object], frames: int = FRAMES
 ) -> tuple[list[dict[str, Any]], list[LayerTime], dict[str, Pass]]:
     """One row per layer; and for a timeline the raw times, and the stages of the last frame by direction.
 
-    `backend` is the one under the pipeline. Encodes and decodes `frames` frames after one that does not count.
-    MachineError where the backend cannot time its layers.
+    `backend` is the one under the pipeline. Encodes and decodes `frames` frames after UNCOUNTED that do not count, and
+    calls `progress` after each. MachineError where the backend cannot time its layers.
     """
     for direction in DIRECTIONS:  # so that every network is past its self-test
         pipeline.run(direction)
+    progress()
     pipeline.backend.calls.clear()
     with layer_times(backend) as times:
         for _ in range(1 + frames):
             last = {direction: pipeline.run(direction) for direction in DIRECTIONS}
+            progress()
     calls = {key: count // (1 + frames) for key, count in pipeline.backend.calls.items()}
     return rows(times, calls, bundle.networks, 1 + frames), times, last
 

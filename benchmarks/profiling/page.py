@@ -30,6 +30,7 @@ svg .tick, svg .value { fill: var(--faint); } svg .inside { fill: #fff; font-siz
 .grid { stroke: var(--rule); fill: none; } .lane { fill: var(--lane); }
 .whisker { stroke: var(--ink); fill: none; } .roof { stroke: var(--ink); stroke-width: 2; fill: none; }
 .line { fill: none; stroke-width: 2; } .line.encode { stroke: var(--encode); } .line.decode { stroke: var(--decode); }
+.bar, .span, .layer, .key { fill: #6c7780; }
 .encode { fill: var(--encode); } .decode { fill: var(--decode); } .line.encode, .line.decode { fill: none; }
 .layer { fill-opacity: .72; stroke: var(--paper); }
 .span { stroke: var(--paper); stroke-width: .5; }

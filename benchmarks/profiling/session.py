@@ -1,4 +1,4 @@
-"""Measures frames and makes the document of a profile; an interrupt ends the measurement, not the report."""
+"""Measures frames, layers and ceilings in turn; an interrupt ends the measurement, not the report."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ from ...runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
 from ...runtime.errors import MachineError, UsageError
 from ...runtime.tiles import TileGrid
-from .. import host, mosaic, peak_memory
-from . import ceiling, energy, layers
-from .accounting import stage_seconds
-from .figures import summarise
+from .. import mosaic, peak_memory
+from . import ceiling, document, energy, layers
 from .pipeline import DIRECTIONS, Pass, Pipeline
 
-FORMAT = "linnet-profile/1"
 FRAMES = 20
 WARMUP = 2
 LARGEST_PIXELS = 1 << 29
@@ -59,18 +56,18 @@ def measure(request: Request) -> dict[str, Any]:
                 f"{tempfile.gettempdir()} has {free >> 20} MiB free and raw frames of {width}x{height} need "
                 f"{needed >> 20}: set TMPDIR to another folder or use a smaller --size"
             )
-        run = _Run(request, pixels, Path(folder))
+        session = Session(request, pixels, source, Path(folder))
         del pixels
         try:
-            run.frames()
+            session.measure_frames()
             if request.per_layer:
-                run.layers()
+                session.measure_layers()
         except (KeyboardInterrupt, SystemExit):
-            run.partial = f"interrupted {run.doing}"
+            session.partial = f"interrupted {session.doing}"
         finally:
-            if run.meter is not None:
-                run.meter.stop()
-        return run.document(source)
+            if session.meter is not None:
+                session.meter.stop()
+        return document.build(session)
 
 
 def frame(request: Request) -> tuple[np.ndarray, str]:
@@ -89,11 +86,11 @@ def frame(request: Request) -> tuple[np.ndarray, str]:
     return mosaic.fill(pictures, width, height), source
 
 
-class _Run:
-    """One profile as it grows."""
+class Session:
+    """One profile as it grows; `document.build` reads its attributes."""
 
-    def __init__(self, request: Request, pixels: np.ndarray, folder: Path) -> None:
-        self.request = request
+    def __init__(self, request: Request, pixels: np.ndarray, source: str, folder: Path) -> None:
+        self.request, self.source = request, source
         self.partial: str | None = None
         self.doing = "before the first frame"
         started = time.perf_counter()
@@ -118,7 +115,7 @@ class _Run:
         self.ceiling: dict[str, Any] | None = None
         self.no_ceiling: str | None = None
 
-    def frames(self) -> None:
+    def measure_frames(self) -> None:
         """Warm up, then encode and decode in turns."""
         from tqdm import tqdm
 
@@ -149,14 +146,16 @@ class _Run:
         timed_out = self.request.seconds is not None and seconds >= self.request.seconds and done > 0
         return timed_out or (frames is not None and done >= frames)
 
-    def layers(self) -> None:
+    def measure_layers(self) -> None:
         """Time every layer in frames of their own, and measure the machine's ceilings where that is possible."""
         from tqdm import tqdm
 
         self.doing = "while timing the layers"
-        rows, self.layer_times, self.layer_passes = layers.measure(self.pipeline, self.bundle, self.backend)
-        self.layer_rows = rows
-        layers.against(rows, None)
+        count = layers.UNCOUNTED + layers.FRAMES
+        with tqdm(total=count, unit="frame", desc="layers", disable=None, leave=False) as bar:
+            found = layers.measure(self.pipeline, self.bundle, self.backend, bar.update)
+        self.layer_rows, self.layer_times, self.layer_passes = found
+        layers.against(self.layer_rows, None)
         self.doing = "while measuring this machine's ceilings"
         engine = getattr(self.backend, "inner", self.backend)
         if not isinstance(engine, OnnxRuntimeBackend):
@@ -168,82 +167,4 @@ class _Run:
             except ImportError:
                 self.no_ceiling = "the ceilings of this machine need the package onnx: pip install 'linnet[profile]'"
                 return
-        layers.against(rows, self.ceiling)
-
-    def document(self, source: str) -> dict[str, Any]:
-        """JSON-ready. Spans are [stage, thread, start, end, detail], microseconds from the start of the frame."""
-        request, pipeline = self.request, self.pipeline
-        origin = min((done.started for passes in self.samples.values() for done in passes), default=0)
-        samples = {name: [_sample(done, origin) for done in passes] for name, passes in self.samples.items()}
-        measured = bool(samples[DIRECTIONS[0]])
-        coded = pipeline.coded_bytes if measured else 0
-        return {
-            "format": FORMAT,
-            "host": host.fingerprint(),
-            "partial": self.partial,
-            "settings": {
-                "bundle": self.bundle.name,
-                "bundle_identity": self.bundle.identity,
-                "backend": self.backend.name,
-                "threads": request.threads,
-                "batch": request.batch,
-                "quality": request.quality,
-                "tile": request.tile,
-                "warmup": request.warmup,
-            },
-            "frame": {
-                "source": source,
-                "width": pipeline.width,
-                "height": pipeline.height,
-                "bytes": coded,
-                "bits_per_pixel": 8 * coded / pipeline.pixels,
-            },
-            "start": {"open_s": self.open_s, **{f"first_{name}_s": value for name, value in self.first.items()}},
-            "resident_mib": self.resident_mib,
-            "peak_per_direction": peak_memory.reset_peak(),
-            "summary": {name: summarise(name, own, pipeline.pixels) for name, own in samples.items()}
-            if measured
-            else {},
-            "layers": self.layer_rows,
-            "layer_timeline": {name: self._units(done) for name, done in self.layer_passes.items()} or None,
-            "ceiling": self.ceiling,
-            "no_ceiling": self.no_ceiling,
-            "energy": self._energy(origin) if self.meter and self.meter.has_readings and measured else None,
-            "samples": samples,
-        }
-
-    def _energy(self, origin: int) -> dict[str, Any]:
-        assert self.meter is not None
-        passes = {name: [(done.started, done.wall_s) for done in own] for name, own in self.samples.items()}
-        return self.meter.report(passes, self.pipeline.pixels, origin)
-
-    def _units(self, done: Pass) -> dict[str, Any]:
-        """The last timed frame of a direction: its stages, and the engine's units whose start is known."""
-        inside = [t for t in self.layer_times if t.start and 0 <= t.start - done.started <= 1e9 * done.wall_s]
-        return {
-            "spans": _spans(done),
-            "units": [
-                [t.network, t.layer, t.operator, (t.start - done.started) / 1e3, 1e6 * t.seconds] for t in inside
-            ],
-        }
-
-
-def _sample(done: Pass, origin: int) -> dict[str, Any]:
-    shares, busy = stage_seconds(done.spans)
-    return {
-        "start_s": (done.started - origin) / 1e9,
-        "wall_s": done.wall_s,
-        "cpu_s": done.cpu_s,
-        "peak_mib": done.peak_mib,
-        "stages_s": shares,
-        "busy_s": busy,
-        "spans": _spans(done),
-    }
-
-
-def _spans(done: Pass) -> list[list[Any]]:
-    threads = {thread: number for number, thread in enumerate(dict.fromkeys(s.thread for s in done.spans))}
-    return [
-        [s.stage, threads[s.thread], (s.start - done.started) / 1e3, (s.end - done.started) / 1e3, s.detail]
-        for s in done.spans
-    ]
+        layers.against(self.layer_rows, self.ceiling)

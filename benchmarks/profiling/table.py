@@ -12,7 +12,7 @@ NAME = 30
 def lines(document: Mapping[str, Any]) -> list[str]:
     text = heading(document)
     for direction, summary in document["summary"].items():
-        text += ["", *_direction(direction, summary, document["peak_per_direction"])]
+        text += ["", *_direction(direction, summary, document)]
     if document["energy"]:
         text += ["", *_energy(document["energy"])]
     if document["layers"]:
@@ -44,7 +44,7 @@ def heading(document: Mapping[str, Any]) -> list[str]:
     return text
 
 
-def _direction(direction: str, summary: Mapping[str, Any], peak_is_its_own: bool) -> list[str]:
+def _direction(direction: str, summary: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
     threads = summary["threads_in_stages"]
     overlap = threads > 1.005
     head = "".join(f"{column.removesuffix('_ms') + ' ms':>11}" for column in COLUMNS)
@@ -56,10 +56,12 @@ def _direction(direction: str, summary: Mapping[str, Any], peak_is_its_own: bool
     text.append(f"  {'frame':<{NAME - 2}}{_row(1, summary['total'])}")
     if overlap:
         text.append(f"  on average {threads:.2f} threads were in stages; each moment is shared among them")
-    peak = "" if peak_is_its_own else " (of both directions: this system cannot tell them apart)"
+    peak = f"{document['resident_mib']:.0f} before the first frame"
+    if not document["peak_per_direction"]:
+        peak += "; both directions together, which this system cannot tell apart"
     text.append(
         f"  {summary['megapixels_per_s']:.2f} MP/s, {summary['frames_per_s']:.2f} frames/s, "
-        f"{summary['cpus_busy']:.2f} processors busy, peak memory {summary['peak_mib']:.0f} MiB{peak}"
+        f"{summary['cpus_busy']:.2f} processors busy, peak memory {summary['peak_mib']:.0f} MiB ({peak})"
     )
     text.append(f"  outside the networks: {100 * summary['outside_networks_share']:.1f} % of the time")
     return text
