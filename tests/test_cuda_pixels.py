@@ -23,12 +23,11 @@ from linnet.benchmarks import cuda_pixels as benchmark
 from linnet.runtime import core
 from linnet.runtime.backends import cuda_pixels
 from linnet.runtime.backends import pixels_reference as reference
-from linnet.runtime.backends.cuda_pixels import SOURCE, Nv12Frame, PixelKernels, RgbFrame
+from linnet.runtime.backends.cuda_pixels import KERNELS, SOURCE, Nv12Frame, PixelKernels, RgbFrame
 from linnet.runtime.backends.pixels_reference import Colour
 from linnet.runtime.errors import Absent, MachineError, UsageError
 
 DRIVER = Path(__file__).parent / "native" / "run_pixels.cc"
-KERNELS = ("rgb_to_planes", "nv12_to_planes", "planes_to_rgb", "planes_to_nv12")
 COLOURS = [Colour(matrix, full_range) for matrix in reference.WEIGHTS for full_range in (False, True)]
 ARCHITECTURES = ("compute_87", "compute_90", "compute_110", "compute_101")
 """Orin, servers with Hopper, Thor (renamed between CUDA 12 and 13)."""
@@ -331,12 +330,20 @@ def kernels_that_must_not_run() -> PixelKernels:
         ((0, 0, 12, 16), 0, "a multiple of 8"),
         ((0, 0, 0, 16), 0, "a multiple of 8"),
         ((1 << 40, 0, 16, 16), 0, "out of range"),
+        ((0, 0, 16, 1 << 18), 0, "out of range"),
         ((0, 0, 16, 16), 8, "a multiple of 16 is needed"),
     ],
 )
 def test_regions_are_checked(region: tuple[int, int, int, int], planes: int, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         kernels_that_must_not_run().to_planes(RgbFrame(0, 64, 64, 192), *region, planes)
+
+
+def test_closed_kernels_say_so() -> None:
+    kernels = kernels_that_must_not_run()
+    kernels.close()
+    with pytest.raises(UsageError, match="the kernels are closed"):
+        kernels.to_planes(RgbFrame(0, 64, 64, 192), 0, 0, 16, 16, 0)
 
 
 def test_frames_and_windows_are_checked() -> None:
@@ -350,7 +357,7 @@ def test_frames_and_windows_are_checked() -> None:
         "not inside the frame of 64x64": lambda: nv12.window(60, 0, 6, 2),
         "leaves planes of 64x64 pixels": lambda: kernels_that_must_not_run().from_planes(0, (32, 32), 2, 0, nv12),
         "NV12 cannot begin at": lambda: kernels_that_must_not_run().from_planes(0, (64, 64), 1, 0, nv12),
-        "a multiple of 4 is needed": lambda: kernels_that_must_not_run().from_planes(0, (33, 32), 0, 0, nv12),
+        "must be a multiple of 4": lambda: kernels_that_must_not_run().from_planes(0, (33, 32), 0, 0, nv12),
     }.items():
         with pytest.raises(UsageError, match=said):
             frame()

@@ -322,6 +322,27 @@ def test_several_threads_share_a_backend(bundle: Bundle, machine: fake_gpu.Machi
     assert failures == []
 
 
+def test_a_failed_batch_leaves_nothing_running(bundle: Bundle, machine: fake_gpu.Machine) -> None:
+    """What is under way still reads the caller's frame and writes the lane's memory."""
+    make(bundle)
+    backend = TensorRTBackend(bundle)
+    assert_right(bundle, backend, TARGET, 1)
+    done = machine.counts["IExecutionContext.execute_async_v3"]
+
+    class FailsLater(set):
+        def __contains__(self, member: object) -> bool:
+            return member == "IExecutionContext.execute_async_v3" and machine.counts[member] > done + 1
+
+    machine.capture_error = 900
+    machine.fails = FailsLater()
+    with pytest.raises(MachineError, match="cannot run context_1"):
+        for _ in range(3):
+            backend.run("context_1", some_inputs(TARGET, 4))
+    assert not any(stream._work for stream in machine.streams.values())
+    machine.fails = set()
+    assert_right(bundle, backend, TARGET, 4)
+
+
 def test_close_gives_everything_back(bundle: Bundle, machine: fake_gpu.Machine) -> None:
     make(bundle)
     gc.collect()

@@ -24,6 +24,9 @@ BLOCK = (96, 2)
 """Threads across and down in one block: three threads for each of 32 groups of four blocks of pixels."""
 GROUP_PIXELS = 8
 PLANES_ALIGNMENT = 16
+MAX_REGION = 1 << 17
+"""The longest side of a region, within what CUDA allows of a grid; networks see far smaller ones."""
+KERNELS = ("rgb_to_planes", "nv12_to_planes", "planes_to_rgb", "planes_to_nv12")
 Launch = Callable[[str, tuple[int, int], tuple[int, int], Sequence[Any], Any], None]
 """Called with a kernel's name, grid, block, arguments (numpy scalars: int32 and, for addresses, uintp), and a stream.
 """
@@ -93,10 +96,17 @@ def _check_inside(frame: Frame, x: int, y: int, width: int, height: int) -> None
 
 
 class PixelKernels:
-    """The kernels, compiled for the GPU at hand. Calls only enqueue; they may come from several threads."""
+    """The kernels, compiled for the GPU at hand. Calls only enqueue; they may come from several threads.
+
+    What has written a frame must be done before, or be on the same stream.
+    """
 
     def __init__(self, launch: Launch) -> None:
-        self._launch = launch
+        self._launch: Launch | None = launch
+
+    def close(self) -> None:
+        """Let go of the compiled code, while its context is current."""
+        self._launch = None
 
     def to_planes(self, frame: Frame, x: int, y: int, width: int, height: int, planes: int, stream: Any = None) -> None:
         """A region of `frame` as planes (height / 2, width / 2, 12) int8 at the device address `planes`.
@@ -108,7 +118,7 @@ class PixelKernels:
             raise UsageError(
                 f"region {x},{y},{width},{height}: x, y and height must be even, the width a multiple of {GROUP_PIXELS}"
             )
-        if max(abs(x), abs(y)) > MAX_SIDE or max(width, height) > 2 * MAX_SIDE:
+        if max(abs(x), abs(y)) > MAX_SIDE or max(width, height) > MAX_REGION:
             raise UsageError(f"region {x},{y},{width},{height} is out of range")
         _check_planes(planes)
         blocks = width // 2, height // 2
@@ -136,8 +146,11 @@ class PixelKernels:
         """
         across, down = planes_size
         even = isinstance(frame, Nv12Frame)
-        if across % (GROUP_PIXELS // 2) or not (0 < across <= MAX_SIDE and 0 < down <= MAX_SIDE):
-            raise UsageError(f"planes are {across} wide: a multiple of {GROUP_PIXELS // 2} is needed")
+        if across % (GROUP_PIXELS // 2) or min(across, down) <= 0 or 2 * max(across, down) > MAX_REGION:
+            raise UsageError(
+                f"planes are {across}x{down}: the width must be a multiple of {GROUP_PIXELS // 2}, and both at most "
+                f"{MAX_REGION // 2}"
+            )
         if min(x, y) < 0 or x + frame.width > 2 * across or y + frame.height > 2 * down:
             raise UsageError(
                 f"a frame of {frame.width}x{frame.height} from ({x}, {y}) on leaves planes of {2 * across}x{2 * down} "
@@ -163,6 +176,8 @@ class PixelKernels:
 
     def _run(self, name: str, grid: tuple[int, int], stream: Any, *values: int, addresses: tuple[int, ...]) -> None:
         arguments = [np.uintp(v) if i in addresses else np.int32(v) for i, v in enumerate(values)]
+        if self._launch is None:
+            raise UsageError("the kernels are closed")
         self._launch(name, grid, BLOCK, arguments, stream)
 
 
@@ -193,8 +208,10 @@ def with_pycuda() -> PixelKernels:
             f"{SOURCE.name} does not compile here ({reason}): put the toolkit's nvcc on the PATH"
         ) from error
 
+    functions = {name: module.get_function(name) for name in KERNELS}
+
     def launch(name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any], stream: Any) -> None:
-        module.get_function(name)(*arguments, grid=grid, block=(*block, 1), stream=stream)
+        functions[name](*arguments, grid=grid, block=(*block, 1), stream=stream)
 
     return PixelKernels(launch)
 
@@ -211,8 +228,10 @@ def with_cupy() -> PixelKernels:
     except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.compiler.CompileException) as error:
         raise MachineError(f"{SOURCE.name} does not compile here: {' '.join(str(error).split())}") from error
 
+    functions = {name: module.get_function(name) for name in KERNELS}
+
     def launch(name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any], stream: Any) -> None:
         with stream or cupy.cuda.get_current_stream():
-            module.get_function(name)(grid, block, tuple(arguments))
+            functions[name](grid, block, tuple(arguments))
 
     return PixelKernels(launch)

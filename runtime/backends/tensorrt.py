@@ -76,6 +76,17 @@ class Gpu:
         self.shared_memory = bool(device.get_attribute(self.cuda.device_attribute.INTEGRATED))
         compiled, driver = self.cuda.get_version(), self.cuda.get_driver_version()
         self.cuda_version = f"{'.'.join(map(str, compiled))} driver {driver}"
+        self._kernels: PixelKernels | None = None
+        self._compiling = threading.Lock()
+
+    def pixel_kernels(self) -> PixelKernels:
+        """The kernels between frames and planes, compiled when they are first asked for."""
+        with self._compiling:
+            if self._kernels is None:
+                with self.current():
+                    self._kernels = cuda_pixels.with_pycuda()
+                weakref.finalize(self, _close_kernels, self._context, self._kernels)  # runs before the context goes
+            return self._kernels
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -96,6 +107,12 @@ class Gpu:
             "compute_capability": ".".join(map(str, self.compute_capability)),
             "shapes": str(target),
         }
+
+
+def _close_kernels(context: Any, kernels: PixelKernels) -> None:
+    context.push()
+    kernels.close()
+    context.pop()
 
 
 @cache
@@ -160,11 +177,12 @@ def _aligned(size: int) -> int:
 class FramePlanes:
     """Planes (1, h, w, 12) int8 of a region of a frame in the GPU's memory, where `TensorRTBackend.run` takes an array.
 
-    Each piece is written straight into the engine's input. The frame must stay as it is until `run` returns.
+    Each piece is written straight into the engine's input. The frame must be complete when `run` is called (its stream
+    synchronised), and stay as it is until `run` returns.
     """
 
-    def __init__(self, gpu: Gpu, kernels: PixelKernels, frame: Frame, region: Rect) -> None:
-        self._gpu, self._kernels, self._frame, self._region = gpu, kernels, frame, region
+    def __init__(self, gpu: Gpu, frame: Frame, region: Rect) -> None:
+        self._gpu, self._kernels, self._frame, self._region = gpu, gpu.pixel_kernels(), frame, region
         self.shape = (1, region.height // 2, region.width // 2, PLANES)
 
     def write(self, address: int, part: tuple[int, slice, slice], stream: Any) -> None:
@@ -191,13 +209,14 @@ class FramePlanes:
 class GpuFrame:
     """A frame in the GPU's memory as `Codec.encode_frame` takes it (see `rows.FrameRows`)."""
 
-    def __init__(self, gpu: Gpu, kernels: PixelKernels, frame: Frame) -> None:
-        self._gpu, self._kernels, self._frame = gpu, kernels, frame
+    def __init__(self, gpu: Gpu, frame: Frame) -> None:
+        gpu.pixel_kernels()  # what does not compile is to be known now
+        self._gpu, self._frame = gpu, frame
         self.width, self.height = frame.width, frame.height
 
     def planes(self, region: Rect) -> FramePlanes:
         """A region, its width a multiple of 8 and its other numbers even; outside the frame edge pixels repeat."""
-        return FramePlanes(self._gpu, self._kernels, self._frame, region)
+        return FramePlanes(self._gpu, self._frame, region)
 
     def rows(self, y: int, count: int) -> np.ndarray:
         """Rows y .. y + count as (count, width, 3) uint8 RGB, copied: overview levels are made by the processor."""
@@ -402,10 +421,14 @@ class Lane:
 
     def release(self) -> None:
         """Give everything back; the context must be current."""
-        with suppress(self._gpu.cuda.Error):  # a failed kernel is reported again here
-            self._stream.synchronize()
+        self.settle()
         self._release_memory()
         self._stream = None
+
+    def settle(self) -> None:
+        """Wait for work whose results nobody wants any more: it still uses memory."""
+        with suppress(self._gpu.cuda.Error):  # a failed kernel is reported again here
+            self._stream.synchronize()
 
 
 class Runner:
@@ -483,6 +506,7 @@ class Runner:
                 raise MachineError(f"CUDA failed while running {engine.target} ({error}): {REMEDY}") from error
             finally:
                 for unfinished, _ in running:
+                    unfinished.settle()
                     self._free.put(unfinished)
         return outputs
 
@@ -514,7 +538,6 @@ class TensorRTBackend:
         self._geometries = {name: Geometry.of(network) for name, network in bundle.networks.items()}
         self._loaded: dict[Target, Engine | MachineError] = {}
         self._loading = threading.Lock()
-        self._kernels: PixelKernels | None = None
         self._runner = Runner(self._gpu)
         self.layer_times, self.close = self._runner.layer_times, self._runner.close
 
@@ -544,11 +567,7 @@ class TensorRTBackend:
 
     def gpu_frame(self, frame: Frame) -> GpuFrame:
         """A frame in the GPU's memory (in its primary context) for `Codec.encode_frame`, which then copies no pixel."""
-        with self._loading:
-            if self._kernels is None:
-                with self._gpu.current():
-                    self._kernels = cuda_pixels.with_pycuda()
-        return GpuFrame(self._gpu, self._kernels, frame)
+        return GpuFrame(self._gpu, frame)
 
     def run(self, network: str, inputs: Inputs) -> list[np.ndarray]:
         shapes = tuple((name, inputs[name].shape) for name in self._bundle.networks[network].inputs)
