@@ -147,7 +147,7 @@ def _torch(dtype: str) -> Runner:
     """PyTorch: values with their scales in fp32, or operands in bf16 whose products are summed in fp32.
 
     The CPU's own bf16 convolution rounds its sums to bf16 on the way out, so here bf16 operands go through fp32
-    arithmetic: what is shown is that bf16 holds every operand. The tensor cores' sums: `benchmarks/exact_on_gpu.py`.
+    arithmetic: what is shown is that bf16 holds every operand. Its sums: the test of bf16 units below.
     """
 
     def run(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -220,6 +220,22 @@ def test_every_layer_of_the_shipped_codec_at_its_largest_sums(bundle: Bundle) ->
         assert outcome.largest_sum > 0.9 * max(
             layer["accumulator_bound"] for layers in bundle.certificate["networks"].values() for layer in layers
         )
+
+
+def test_bf16_units_of_the_cpu_sum_exactly(bundle: Bundle) -> None:
+    """PyTorch gives their fp32 sums rounded to bf16: those must be the exact sums, rounded once at the very end."""
+    torch = pytest.importorskip("torch")
+    exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no bf16 products (AVX-512 BF16, AMX or ARM's BFMMLA)")
+    for node in bundle.networks["synthesis"].nodes:
+        if isinstance(node, Conv):
+            x = exact.input_at_the_bounds(node, RNG, channels=1, side=8)
+            planes = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).bfloat16()
+            weight = torch.from_numpy(node.weight).bfloat16()
+            found = torch.nn.functional.conv2d(planes, weight, None, node.stride, node.padding)
+            sums = torch.from_numpy(convolve(x, node) - node.bias).permute(0, 3, 1, 2)
+            assert torch.equal(found, sums.float().bfloat16()), node.name
 
 
 def test_whole_files_on_float_kernels(codec: Codec, reference_codec: Codec, photograph: np.ndarray) -> None:
