@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +222,32 @@ def test_every_layer_of_the_shipped_codec_at_its_largest_sums(bundle: Bundle) ->
         assert outcome.largest_sum > 0.9 * max(
             layer["accumulator_bound"] for layers in bundle.certificate["networks"].values() for layer in layers
         )
+
+
+def test_the_gpu_comparison_finds_and_reports_what_differs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
+    monkeypatch.setattr(exact, "networks", lambda path: {"case": CASES["conv3x3"]})
+    report = tmp_path / "report.json"
+    assert exact.main(["--device", "cpu", "--json", str(report)]) == 0
+    assert "fp32 product                        1 of 1" in capsys.readouterr().out
+    fp32 = exact.ARITHMETICS[0].sums
+    rounded = exact.Arithmetic("bf16 sums", ("cpu",), lambda x, node: fp32(x, node).bfloat16(), scaled=True)
+    monkeypatch.setattr(exact, "ARITHMETICS", (rounded, *exact.ARITHMETICS))
+    assert exact.main(["--device", "cpu", "--json", str(report)]) == 1
+    first, second, missing = json.loads(report.read_text())["outcomes"][:3]
+    assert first["layers_exact"] == 0 and first["sums_that_differ"] > 100 and first["outputs_that_differ"] > 0
+    assert second["layers_exact"] == 1 and second["sums_that_differ"] == 0
+    assert missing["missing"] == "not on cpu"
+
+
+def test_the_gpu_comparison_refuses_what_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
+    with pytest.raises(SystemExit) as caught:
+        exact.main(["--bundle", __file__])
+    assert caught.value.code == 2
+    assert "is not a bundle that can be read" in capsys.readouterr().err
 
 
 def test_bf16_units_of_the_cpu_sum_exactly(bundle: Bundle) -> None:
