@@ -252,7 +252,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device here: leave --device out")
-    layers = [node for net in networks(options.bundle).values() for node in net.nodes if isinstance(node, Conv)]
+    try:
+        found = networks(options.bundle)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        parser.error(f"{options.bundle} is not a bundle that can be read ({error}): name a .lntb file")
+    layers = [node for network in found.values() for node in network.nodes if isinstance(node, Conv)]
     outcomes = compare(layers, device)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(as_text(outcomes, f"PyTorch {torch.__version__} on {name}"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,7 +149,7 @@ def _torch(dtype: str) -> Runner:
     """PyTorch: values with their scales in fp32, or operands in bf16 whose products are summed in fp32.
 
     The CPU's own bf16 convolution rounds its sums to bf16 on the way out, so here bf16 operands go through fp32
-    arithmetic: what is shown is that bf16 holds every operand. The tensor cores' sums: `benchmarks/exact_on_gpu.py`.
+    arithmetic: what is shown is that bf16 holds every operand. Its sums: the test of bf16 units below.
     """
 
     def run(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -220,6 +222,48 @@ def test_every_layer_of_the_shipped_codec_at_its_largest_sums(bundle: Bundle) ->
         assert outcome.largest_sum > 0.9 * max(
             layer["accumulator_bound"] for layers in bundle.certificate["networks"].values() for layer in layers
         )
+
+
+def test_the_gpu_comparison_finds_and_reports_what_differs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
+    monkeypatch.setattr(exact, "networks", lambda path: {"case": CASES["conv3x3"]})
+    report = tmp_path / "report.json"
+    assert exact.main(["--device", "cpu", "--json", str(report)]) == 0
+    assert "fp32 product                        1 of 1" in capsys.readouterr().out
+    fp32 = exact.ARITHMETICS[0].sums
+    rounded = exact.Arithmetic("bf16 sums", ("cpu",), lambda x, node: fp32(x, node).bfloat16(), scaled=True)
+    monkeypatch.setattr(exact, "ARITHMETICS", (rounded, *exact.ARITHMETICS))
+    assert exact.main(["--device", "cpu", "--json", str(report)]) == 1
+    first, second, missing = json.loads(report.read_text())["outcomes"][:3]
+    assert first["layers_exact"] == 0 and first["sums_that_differ"] > 100 and first["outputs_that_differ"] > 0
+    assert second["layers_exact"] == 1 and second["sums_that_differ"] == 0
+    assert missing["missing"] == "not on cpu"
+
+
+def test_the_gpu_comparison_refuses_what_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
+    with pytest.raises(SystemExit) as caught:
+        exact.main(["--bundle", __file__])
+    assert caught.value.code == 2
+    assert "is not a bundle that can be read" in capsys.readouterr().err
+
+
+def test_bf16_units_of_the_cpu_sum_exactly(bundle: Bundle) -> None:
+    """PyTorch gives their fp32 sums rounded to bf16: those must be the exact sums, rounded once at the very end."""
+    torch = pytest.importorskip("torch")
+    exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no bf16 products (AVX-512 BF16, AMX or ARM's BFMMLA)")
+    for node in bundle.networks["synthesis"].nodes:
+        if isinstance(node, Conv):
+            x = exact.input_at_the_bounds(node, RNG, channels=1, side=8)
+            planes = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).bfloat16()
+            weight = torch.from_numpy(node.weight).bfloat16()
+            found = torch.nn.functional.conv2d(planes, weight, None, node.stride, node.padding)
+            sums = torch.from_numpy(convolve(x, node) - node.bias).permute(0, 3, 1, 2)
+            assert torch.equal(found, sums.float().bfloat16()), node.name
 
 
 def test_whole_files_on_float_kernels(codec: Codec, reference_codec: Codec, photograph: np.ndarray) -> None:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 NAMES = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime", "reference")
 AUTOMATIC = ("tensorrt", "onnxruntime-cuda", "onnxruntime", "reference")
 """What "auto" tries, fastest first. Not onnxruntime-tensorrt: it builds engines for minutes during the first calls."""
-PROBE = "context_1"
-"""The network that is tried before a backend of ONNX Runtime is taken: the smallest."""
 
 
 class Backend(Protocol):
@@ -176,18 +174,20 @@ def _next_after_tensorrt(bundle: Bundle, threads: int | None) -> Backend:
 
 
 def _onnxruntime(name: str, bundle: Bundle, threads: int | None) -> Backend:
-    """On the CPU, network by network the fastest kernels that are exact here; PROBE is tried at once."""
+    """On the CPU, network by network the fastest kernels that are exact here; the smallest network is tried at once."""
     from .onnxruntime import KERNELS, PROVIDERS, OnnxRuntimeBackend
 
-    candidates: list[Backend] = []
+    qdq = bundle.graphs("qdq")
+    candidates: list[Backend]
     if name in PROVIDERS:
-        candidates.append(OnnxRuntimeBackend(bundle.graphs("qdq"), threads, name=name))
+        candidates = [OnnxRuntimeBackend(qdq, threads, name=name)]
     else:
-        for kernels in KERNELS:
-            graphs = bundle.graphs("qdq" if kernels == "float" else "onnxruntime")
-            candidates.append(OnnxRuntimeBackend(graphs, threads, kernels=kernels))
+        graphs = bundle.graphs("onnxruntime")
+        candidates = [
+            OnnxRuntimeBackend(qdq if kernels == "float" else graphs, threads, kernels=kernels) for kernels in KERNELS
+        ]
     backend = _Tested(candidates, bundle)
-    backend.choose(PROBE)
+    backend.choose(min(qdq, key=lambda network: len(qdq[network])))
     return backend
 
 

@@ -51,7 +51,7 @@ class Machine:
     prepare: Callable[[], tuple[list[str], dict[str, str]]] = field(repr=False)
 
 
-def _program(name: str, package: str) -> str:
+def program(name: str, package: str) -> str:
     found = shutil.which(name)
     if found is None:
         raise Lacking(f"{name} is not here: apt-get install {package}")
@@ -66,14 +66,14 @@ def _x86(cpu: str) -> Callable[[], tuple[list[str], dict[str, str]]]:
     def prepare() -> tuple[list[str], dict[str, str]]:
         if os.uname().machine != "x86_64":
             raise Lacking("this Python is not one for x86-64")
-        return [_program("qemu-x86_64", "qemu-user"), "-cpu", cpu, sys.executable], {}
+        return [program("qemu-x86_64", "qemu-user"), "-cpu", cpu, sys.executable], {}
 
     return prepare
 
 
 def _arm(cpu: str) -> Callable[[], tuple[list[str], dict[str, str]]]:
     def prepare() -> tuple[list[str], dict[str, str]]:
-        qemu = _program("qemu-aarch64", "qemu-user")
+        qemu = program("qemu-aarch64", "qemu-user")
         root = _arm_root()
         python = _arm_python(root)
         tree, wheels = _arm_tree(), _arm_wheels(python)
@@ -87,7 +87,7 @@ def _arm_root() -> Path:
     root = FOLDER / "aarch64"
     if (root / "proc" / "cpuinfo").exists():
         return root
-    _program("apt-get", "apt, on Debian")
+    program("apt-get", "apt, on Debian")
     state = FOLDER / "apt"
     for part in ("lists/partial", "cache/archives/partial"):
         (state / part).mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _arm_wheels(python: Path) -> Path:
 
 def _arm_tree() -> Path:
     """The package as it would be installed there: `linnet`, `linnet.runtime`, and the native core for ARM."""
-    _program(COMPILER, "g++-aarch64-linux-gnu")
+    program(COMPILER, "g++-aarch64-linux-gnu")
     tree = FOLDER / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.so")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machines import MACHINES, Lacking, Machine
+from machines import COMPILER, FLAGS, MACHINES, ROOT, Lacking, Machine, program
 
 from linnet.runtime.codec import Codec
 
@@ -77,3 +77,15 @@ def test_the_same_pixels_and_the_same_bytes(machine: Machine, backend: str, fold
     if machine.name == "x86-64-haswell" and backend == "onnxruntime":
         # The plain kernels saturate there: if none were refused, the known answers would have missed it.
         assert "integer" not in found["kernels"].values()
+
+
+def test_the_native_core_passes_its_fuzz_driver_on_arm(tmp_path: Path) -> None:
+    try:
+        compiler, qemu = program(COMPILER, "g++-aarch64-linux-gnu"), program("qemu-aarch64", "qemu-user")
+    except Lacking as error:
+        pytest.skip(str(error))
+    native, driver = ROOT / "runtime" / "native", tmp_path / "fuzz_core"
+    sources = [ROOT / "tests" / "native" / "fuzz_core.cc", *sorted(native.glob("*.cc"))]
+    subprocess.run([compiler, "-static", *FLAGS, f"-I{native}", *sources, "-o", driver], check=True)
+    done = subprocess.run([qemu, driver, "300"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
