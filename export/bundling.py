@@ -51,9 +51,11 @@ def load_bundle_into_camera(bundle: Bundle) -> Camera:
             if isinstance(node, Conv):
                 layer = module.get_submodule(node.name)
                 scale = torch.from_numpy(np.exp2(-node.shift.astype(np.float64)))
+                layer.copies = node.weight.shape[1] // layer.weight.shape[1]
+                weight = sum(np.split(node.weight.astype(np.float64), layer.copies, axis=1))
                 with torch.no_grad():
                     layer.gain.fill_(1.0)
-                    layer.weight.copy_(torch.from_numpy(node.weight.astype(np.float64)) * scale[:, None, None, None])
+                    layer.weight.copy_(torch.from_numpy(weight) * scale[:, None, None, None])
                     layer.bias.copy_(torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0**-ACTIVATION_EXP)
     codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0 ** -(GAIN_EXP + FINE_EXP)
     codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[:LATENT_CHANNELS]))
