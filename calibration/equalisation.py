@@ -63,9 +63,7 @@ class ChannelGroups:
             elif target is operator.add:
                 out = sources[0]
             else:
-                raise UsageError(
-                    f"{node.name} ({target}) cannot be equalised: use the layers of linnet.calibration.qat"
-                )
+                raise UsageError(f"{node.name} ({target}) cannot be equalised: use the layers of calibration/qat.py")
             tensors[node.name] = out
         self.made = [(name, self._roots(ids)) for name, ids in made]
         self.read = [(name, self._roots(ids)) for name, ids in read]

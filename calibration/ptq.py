@@ -8,7 +8,9 @@ that `report` measures is still too large.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,13 +21,13 @@ from ..runtime.errors import UsageError
 from ..runtime.network import WEIGHT_LIMIT
 from .equalisation import equalise, observed_outputs
 from .observers import OBSERVERS, Histogram, steps
-from .qat import ExactConv2d, set_exact, weight_exponents
+from .qat import ExactConv2d, weight_exponents
 from .rounding import Moments, observed_patches, round_adaptively
 
 QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Quality positions that calibration images take in turn."""
 BATCH = 4
-ROUNDINGS = ("nearest", "adaptive")
+ROUNDINGS = ("adaptive", "nearest")
 
 
 class FloatCodec(Protocol):
@@ -72,7 +74,7 @@ def layers(codec: nn.Module) -> dict[str, ExactConv2d]:
 
 
 def run(codec: FloatCodec, images: Tensor, qualities: Sequence[float] = QUALITIES) -> Iterable[int]:
-    """Code `images` once, their qualities in turn, for the sake of observers; yields how many images each step coded."""
+    """Code `images` once, their qualities in turn, for the sake of observers; yields how many each step coded."""
     with torch.no_grad():
         for first in range(0, len(images), BATCH):
             part = images[first : first + BATCH]
@@ -82,11 +84,11 @@ def run(codec: FloatCodec, images: Tensor, qualities: Sequence[float] = QUALITIE
 
 def quantise(
     codec: FloatCodec, images: Tensor, method: Method, progress: Callable[[str, int, int], None] | None = None
-) -> None:
+) -> FloatCodec:
     """Quantise `codec` in place, looking at `images` (N, 3, H, W) in full-scale units, sides multiples of 64.
 
-    `progress` is told (what is being done, steps done, steps in all). Raises UsageError for a layer in `wide` that the
-    codec lacks.
+    Returns its float twin: the same layers and scales before anything was rounded, with `exact` off. `progress` is
+    told (what is being done, steps done, steps in all). Raises UsageError for a layer in `wide` that the codec lacks.
     """
     report = progress or (lambda *_: None)
     module: nn.Module = codec  # type: ignore[assignment]
@@ -97,6 +99,8 @@ def quantise(
         convolutions[name].copies = copies
     if method.equalise:
         _equalise(codec, images, method.observer, report)
+    codec.set_exact(False)
+    twin = copy.deepcopy(codec)
     codec.set_exact(True)
     moments: dict[str, Moments] = {}
     if method.correct_bias or method.rounding == "adaptive":
@@ -108,22 +112,21 @@ def quantise(
     for number, (name, layer) in enumerate(convolutions.items(), 1):
         round_layer(layer, moments.get(name), method)
         report("rounding weights", number, len(convolutions))
+    return twin
 
 
 def _equalise(codec: FloatCodec, images: Tensor, observer: str, report: Callable[[str, int, int], None]) -> None:
     codec.set_exact(False)
-    outputs: dict[str, dict[str, Histogram]] = {}
-    observed = [(name, network, observed_outputs(network)) for name, (network, _) in codec.named_networks().items()]
-    for name, _, context in observed:
-        outputs[name] = context.__enter__()
-    done = 0
-    for coded in run(codec, images):
-        done += coded
-        report("observing activations", done, len(images))
-    for _, _, context in observed:
-        context.__exit__(None, None, None)
-    for name, (network, channels) in codec.named_networks().items():
-        equalise(network, channels, outputs[name], observer)
+    with ExitStack() as observed:
+        outputs: list[dict[str, Histogram]] = [
+            observed.enter_context(observed_outputs(network)) for network, _ in codec.named_networks().values()
+        ]
+        done = 0
+        for coded in run(codec, images):
+            done += coded
+            report("observing activations", done, len(images))
+    for (network, channels), histograms in zip(codec.named_networks().values(), outputs, strict=True):
+        equalise(network, channels, histograms, observer)
 
 
 def round_layer(layer: ExactConv2d, moments: Moments | None, method: Method) -> None:

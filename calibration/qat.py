@@ -97,8 +97,8 @@ class ExactConv2d(nn.Module):
         return self.weight * self.gain, self.bias
 
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(weight, bias, exponent): even integers of at most WEIGHT_LIMIT per copy, odd integers, and e per output channel
-        with scale 2**-e."""
+        """(weight, bias, exponent): even integers of at most WEIGHT_LIMIT per copy, odd integers, and e per output
+        channel with scale 2**-e."""
         weight, bias = self.effective()
         limit = WEIGHT_LIMIT * self.copies
         exponent = weight_exponents(weight, limit)

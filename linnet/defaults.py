@@ -8,3 +8,5 @@ BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onn
 FRAME = (3840, 2160)
 """The frames that `linnet build` prepares for."""
 DEVICES = ("orin-nano", "orin-nx", "agx-orin", "thor", "this")
+OBSERVERS = ("minmax", "percentile", "entropy", "mse")
+ROUNDINGS = ("adaptive", "nearest")
