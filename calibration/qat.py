@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from ..runtime.network import ACTIVATION_EXP, MIN_SHIFT, WEIGHT_LIMIT
+from ..runtime.network import ACTIVATION_EXP, MAX_SHIFT, MIN_SHIFT, WEIGHT_LIMIT
 
 FULL_SCALE = 1.0 - 2.0**-ACTIVATION_EXP
 """Largest activation, 127/128."""
@@ -47,10 +47,10 @@ def saturate(x: Tensor, exact: bool) -> Tensor:
     return _Saturate.apply(x, exact)
 
 
-def weight_exponents(weight: Tensor) -> Tensor:
-    """Per output channel the largest e such that |weight| * 2**e stays within the int8 weight limit. Shape (O,)."""
+def weight_exponents(weight: Tensor, limit: int = WEIGHT_LIMIT) -> Tensor:
+    """Per output channel the largest e such that |weight| * 2**e stays within `limit`. Shape (O,)."""
     peak = weight.detach().flatten(1).abs().amax(1).clamp_min(2.0**-18)
-    return torch.floor(torch.log2(WEIGHT_LIMIT / peak)).clamp(MIN_SHIFT, 24)
+    return torch.floor(torch.log2(limit / peak)).clamp(MIN_SHIFT, MAX_SHIFT)
 
 
 class ExactConv2d(nn.Module):
@@ -58,7 +58,9 @@ class ExactConv2d(nn.Module):
 
     `raw` keeps the accumulator (no rounding, no saturation): for values that leave the network and are quantised
     elsewhere. `gain` is a power of two between the stored and the effective weight: it sets the layer's learning
-    rate relative to its weights' magnitude, which spans three decades across this codec.
+    rate relative to its weights' magnitude, which spans three decades across this codec. `copies` > 1 makes the layer
+    wide: the integer network sees its input so many times, and each weight is the sum of as many int8 weights. Two
+    copies are one bit more, at twice the multiplications, within the contract.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ExactConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels_out))
         self.register_buffer("gain", torch.tensor(1.0))
         nn.init.kaiming_normal_(self.weight)
+        self.copies = 1
         self.exact = False
 
     def set_weight(self, weight: Tensor) -> None:
@@ -94,11 +97,13 @@ class ExactConv2d(nn.Module):
         return self.weight * self.gain, self.bias
 
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(weight, bias, exponent): even integers, odd integers, and e per output channel with scale 2**-e."""
+        """(weight, bias, exponent): even integers of at most WEIGHT_LIMIT per copy, odd integers, and e per output
+        channel with scale 2**-e."""
         weight, bias = self.effective()
-        exponent = weight_exponents(weight)
+        limit = WEIGHT_LIMIT * self.copies
+        exponent = weight_exponents(weight, limit)
         half = (2.0 ** (exponent - 1)).reshape(-1, 1, 1, 1)
-        weight_int = 2 * torch.round(weight * half).clamp(-WEIGHT_LIMIT // 2, WEIGHT_LIMIT // 2)
+        weight_int = 2 * torch.round(weight * half).clamp(-limit // 2, limit // 2)
         bias_int = 2 * torch.floor(bias.double() * 2.0 ** (exponent.double() + ACTIVATION_EXP - 1)) + 1
         return weight_int, bias_int, exponent
 
@@ -120,6 +125,13 @@ class SaturatingAdd(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return saturate(a + b, False)
+
+
+class LayerTracer(fx.Tracer):
+    """Follows a forward pass symbolically down to the layers of this module, which stay whole."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return isinstance(module, ExactConv2d | SaturatingAdd) or super().is_leaf_module(module, qualified_name)
 
 
 def set_exact(module: nn.Module, exact: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -17,13 +18,14 @@ from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
 from ..runtime.errors import InputError
-from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SMALLEST_SCALE, companding_table
+from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
 from ..runtime.network import ACTIVATION_EXP, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
 from .models.camera import CODING_STEPS, HYPER_CHANNELS, LATENT_CHANNELS, LOG2_SCALE_BIAS, Camera
 from .tracing import trace
 
 QUALITIES = 100
+COUNTED_QUALITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PLANE_STEP = 2
 """Pixels per position of the planes that enter the analysis."""
 
@@ -31,16 +33,41 @@ PLANE_STEP = 2
 def load_camera(weights: Path) -> tuple[Camera, np.ndarray | None]:
     """The camera codec with the averaged weights of a training checkpoint, in exact evaluation mode, and the symbols
     that the training counted (SCALE_TABLES, M), if it did."""
+    codec, counts = _load_checkpoint(weights)
+    codec.set_exact(True)
+    return codec.eval(), counts
+
+
+def load_float_camera(weights: Path) -> Camera:
+    """The camera codec with the averaged weights of a training checkpoint, in float evaluation mode."""
+    return _load_checkpoint(weights)[0].eval()
+
+
+def _load_checkpoint(weights: Path) -> tuple[Camera, np.ndarray | None]:
     try:
         checkpoint = torch.load(weights, weights_only=True)
         state = checkpoint["average"]
-    except (OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"{weights} is not a training checkpoint of linnet ({error})") from error
-    codec = Camera()
-    codec.load_state_dict(state)
-    codec.set_exact(True)
+        codec = Camera()
+        codec.load_state_dict(state)
+    except (OSError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{weights} is not a training checkpoint of linnet ({reason})") from error
     counts = checkpoint.get("symbol_counts")
-    return codec.eval(), None if counts is None else counts.numpy()
+    return codec, None if counts is None else counts.numpy()
+
+
+def count_symbols(codec: Camera, images: torch.Tensor) -> torch.Tensor:
+    """(SCALE_TABLES, 512) int64: the symbols of `images` at COUNTED_QUALITIES, for `fitted_tables`."""
+    training = codec.training
+    codec.eval()
+    codec.symbol_counts = torch.zeros(SCALE_TABLES, 512, dtype=torch.int64)
+    with torch.no_grad():
+        for quality in COUNTED_QUALITIES:
+            for part in images.split(8):
+                codec.code(codec.latent(part), torch.full((len(part),), quality))
+    counts, codec.symbol_counts = codec.symbol_counts, None
+    codec.train(training)
+    return counts
 
 
 def load_bundle_into_camera(bundle: Bundle) -> Camera:
@@ -51,9 +78,11 @@ def load_bundle_into_camera(bundle: Bundle) -> Camera:
             if isinstance(node, Conv):
                 layer = module.get_submodule(node.name)
                 scale = torch.from_numpy(np.exp2(-node.shift.astype(np.float64)))
+                layer.copies = node.weight.shape[1] // layer.weight.shape[1]
+                weight = sum(np.split(node.weight.astype(np.float64), layer.copies, axis=1))
                 with torch.no_grad():
                     layer.gain.fill_(1.0)
-                    layer.weight.copy_(torch.from_numpy(node.weight.astype(np.float64)) * scale[:, None, None, None])
+                    layer.weight.copy_(torch.from_numpy(weight) * scale[:, None, None, None])
                     layer.bias.copy_(torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0**-ACTIVATION_EXP)
     codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0 ** -(GAIN_EXP + FINE_EXP)
     codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[:LATENT_CHANNELS]))
@@ -91,7 +120,11 @@ def complexity(networks: dict[str, Network]) -> dict[str, float]:
 
 def export_camera(weights: Path, out: Path) -> str:
     """Write the bundle of a camera checkpoint to `out`; returns its identity. Raises UsageError if a rule is broken."""
-    codec, counts = load_camera(weights)
+    return bundle_camera(*load_camera(weights), out)
+
+
+def bundle_camera(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
+    """As `export_camera`, of a codec in memory and the symbols counted for its entropy tables."""
     networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
     gains, offsets = quality_tables(codec)
     frequencies, radii = laplacian_tables() if counts is None else fitted_tables(counts)

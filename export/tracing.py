@@ -10,17 +10,12 @@ import operator
 from collections.abc import Mapping
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from ..calibration.freezing import freeze_conv
-from ..calibration.qat import ExactConv2d, SaturatingAdd
+from ..calibration.qat import ExactConv2d, LayerTracer, SaturatingAdd
 from ..runtime.errors import UsageError
 from ..runtime.network import Add, Concat, DepthToSpace, Network, Node
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, ExactConv2d | SaturatingAdd) or super().is_leaf_module(module, qualified_name)
 
 
 def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
@@ -29,7 +24,7 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
     inputs: dict[str, int] = {}
     outputs: tuple[str, ...] = ()
     raw: set[str] = set()
-    for node in _Tracer().trace(module).nodes:
+    for node in LayerTracer().trace(module).nodes:
         sources = [argument.name for argument in node.all_input_nodes]
         target = module.get_submodule(node.target) if node.op == "call_module" else node.target
         if node.op == "placeholder":
@@ -37,7 +32,11 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
         elif node.op == "output":
             outputs = tuple(sources)
         elif isinstance(target, ExactConv2d):
-            conv = freeze_conv(target, str(node.target), sources[0], node.name)
+            source = sources[0]
+            if target.copies > 1:
+                source = f"{node.name}_copies"
+                nodes.append(Concat(source, (sources[0],) * target.copies, source))
+            conv = freeze_conv(target, str(node.target), source, node.name)
             if conv.raw:
                 raw.add(node.name)
             nodes.append(conv)

@@ -168,6 +168,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_profile(commands)
     _add_bench(commands, arguments)
 
+    _add_calibrate(commands)
+
     export = _command(commands, "export", _export, "trained weights to a codec bundle")
     export.add_argument("model", choices=["camera"], metavar="MODEL", help="the architecture: camera")
     export.add_argument("--weights", required=True, metavar="W", help="the training checkpoint")
@@ -280,6 +282,34 @@ def _add_profile(commands: Any) -> None:
         help="measure nothing: say what became slower from A to B; exit status 1 if anything did",
     )  # fmt: skip
     add("--threshold", type=float, metavar="P", help="with --compare: per cent that do not matter, else 5")
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = _command(commands, "calibrate", _calibrate, "a float codec to an integer bundle, and what that cost")
+    calibrate.add_argument("codec", metavar="CHECKPOINT", help="the float codec, as training writes it")
+    calibrate.add_argument("--images", required=True, metavar="DIR", help="photographs like those it will see")
+    calibrate.add_argument("--out", required=True, metavar="BUNDLE", help="the bundle to write")
+    calibrate.add_argument(
+        "--observer", choices=defaults.OBSERVERS, default=defaults.OBSERVERS[0],
+        help=f"what sets limits of activations and weights, else {defaults.OBSERVERS[0]}",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--rounding", choices=defaults.ROUNDINGS, default=defaults.ROUNDINGS[0],
+        help=f"of weights, else {defaults.ROUNDINGS[0]}",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--equalise", action=argparse.BooleanOptionalAction, default=True, help="stretch channels to full scale"
+    )
+    calibrate.add_argument(
+        "--wide", type=_layer_copies, action="append", metavar="LAYER=N",
+        help="sum N int8 weights per weight of this layer: one more bit per doubling; may be repeated",
+    )  # fmt: skip
+    calibrate.add_argument("--count", type=_positive, default=32, metavar="N", help="pictures to use, else 32")
+    calibrate.add_argument(
+        "--sensitivity", action=argparse.BooleanOptionalAction, default=True, help="measure what each layer costs alone"
+    )
+    calibrate.add_argument("--report", metavar="F.html", help="write the report as a page with plots")
+    calibrate.add_argument("--json", metavar="F", help="write the report as JSON")
 
 
 def _add_bench(commands: Any, arguments: list[str]) -> None:
@@ -596,6 +626,13 @@ def _profile(options: argparse.Namespace) -> int:
     return command.run(options)
 
 
+def _calibrate(options: argparse.Namespace) -> int:
+    with _extra("export"):
+        from . import calibrating
+
+        return calibrating.main(options)
+
+
 def _export(options: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -629,6 +666,13 @@ def _quality(text: str) -> int:
             f"{text!r} is not a whole number from {defaults.LOWEST_QUALITY} to {defaults.HIGHEST_QUALITY}"
         )
     return int(text)
+
+
+def _layer_copies(text: str) -> tuple[str, int]:
+    layer, separator, copies = text.rpartition("=")
+    if not separator or not layer or not copies.isdigit() or not 1 <= int(copies) <= 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LAYER=N with N from 1 to 16, like synthesis.bypass=2")
+    return layer, int(copies)
 
 
 def _count(text: str) -> int:

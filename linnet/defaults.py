@@ -10,3 +10,5 @@ FRAME = (3840, 2160)
 MORE_WORK_PERCENT = 25
 """What `linnet build` may let overlapping pieces cost, so that fewer engines do."""
 DEVICES = ("orin-nano", "orin-nx", "agx-orin", "thor", "this")
+OBSERVERS = ("minmax", "percentile", "entropy", "mse")
+ROUNDINGS = ("adaptive", "nearest")

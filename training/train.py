@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..calibration.qat import ExactConv2d
+from ..export.bundling import count_symbols
 from ..export.models.camera import Camera
-from ..runtime.latents import SCALE_TABLES
 from .data import Photographs, to_full_scale
 from .initialise import initialise
 
@@ -50,7 +50,6 @@ CHECKPOINT_SECONDS = 180
 UNLIMITED = {"bypass", "out", "mix"}
 """Layers that stay linear, which NORM_LIMIT does not concern."""
 VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
-COUNTED_QUALITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 COUNTED_CROPS = 96
 """Training crops of 256 x 256 whose symbols make the entropy tables."""
 
@@ -106,19 +105,6 @@ def validate(codec: Camera, images: list[np.ndarray], structure: bool = False) -
             points.append((rate.mean().item(), (10 * torch.log10(peak / error)).mean().item()))
     codec.train()
     return points
-
-
-def count_symbols(codec: Camera, images: Tensor) -> Tensor:
-    """(SCALE_TABLES, 512) int64: the symbols of `images` at COUNTED_QUALITIES, for `entropy_tables.fitted_tables`."""
-    codec.eval()
-    codec.symbol_counts = torch.zeros(SCALE_TABLES, 512, dtype=torch.int64)
-    with torch.no_grad():
-        for quality in COUNTED_QUALITIES:
-            for part in images.split(8):
-                codec.code(codec.latent(part), torch.full((len(part),), quality))
-    counts, codec.symbol_counts = codec.symbol_counts, None
-    codec.train()
-    return counts
 
 
 def _centre(image: np.ndarray, side: int) -> np.ndarray:

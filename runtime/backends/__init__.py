@@ -53,8 +53,8 @@ class _Tested:
 
     @property
     def inner(self) -> Backend:
-        """The backend that runs most networks, by the smallest one."""
-        return self.choose(PROBE)
+        """The backend that was chosen first, for the smallest network."""
+        return next(iter(self._chosen.values()))
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return self.choose(network).run(network, inputs)
