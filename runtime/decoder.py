@@ -71,10 +71,13 @@ def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, qual
     for piece in compute_tiles(window, COMPUTE_WIDTH, window.height):
         seen = piece.aligned(BLOCK).grown(codec.synthesis_halo * BLOCK, grid.padded)
         latent = np.ascontiguousarray(view(canvas, seen.scaled(1, BLOCK), area.scaled(1, BLOCK)))[None]
-        channels = codec.bundle.latent_channels
-        companded = np.full((*latent.shape[:3], channels + 1), quality_value(quality), np.int8)
-        np.take(codec.bundle.companding, latent[..., :channels].view(np.uint8) ^ 128, out=companded[..., :-1])
-        planes = codec.backend.run("synthesis", {"latent": latent, "companded": companded})[0][0]
+        inputs = {"latent": latent}
+        if "companded" in codec.bundle.inputs("synthesis"):
+            channels = codec.bundle.latent_channels
+            companded = np.full((*latent.shape[:3], channels + 1), quality_value(quality), np.int8)
+            np.take(codec.bundle.companding, latent[..., :channels].view(np.uint8) ^ 128, out=companded[..., :-1])
+            inputs["companded"] = companded
+        planes = codec.backend.run("synthesis", inputs)[0][0]
         crop = (piece.x - seen.x, piece.y - seen.y, piece.width, piece.height)
         core.planes_to_pixels(planes, crop, out=view(pixels, piece, window))
     return pixels

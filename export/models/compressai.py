@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -74,7 +75,7 @@ class EntropyBottleneck(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         scale = 10 ** (1 / (len(BOTTLENECK_WIDTHS) - 1))
-        for i, (inner, outer) in enumerate(zip(BOTTLENECK_WIDTHS, BOTTLENECK_WIDTHS[1:], strict=False)):
+        for i, (inner, outer) in enumerate(pairwise(BOTTLENECK_WIDTHS)):
             start = math.log(math.expm1(1 / scale / outer))
             self.register_parameter(f"_matrix{i}", nn.Parameter(torch.full((channels, outer, inner), start)))
             self.register_parameter(f"_bias{i}", nn.Parameter(torch.rand(channels, outer, 1) - 0.5))
@@ -141,7 +142,7 @@ class FactorizedPrior(nn.Module):
     absolute_hyper_input = False
     bottleneck_of_latent = True
 
-    def __init__(self, N: int, M: int) -> None:  # noqa: N803 (the papers' names)
+    def __init__(self, N: int, M: int) -> None:
         super().__init__()
         self.g_a = nn.Sequential(conv(3, N), GDN(N), conv(N, N), GDN(N), conv(N, N), GDN(N), conv(N, M))
         self.g_s = nn.Sequential(
@@ -166,7 +167,7 @@ class ScaleHyperprior(FactorizedPrior):
     absolute_hyper_input = True
     bottleneck_of_latent = False
 
-    def __init__(self, N: int, M: int) -> None:  # noqa: N803
+    def __init__(self, N: int, M: int) -> None:
         super().__init__(N, M)
         self.h_a = nn.Sequential(conv(M, N, 3, 1), nn.ReLU(), conv(N, N), nn.ReLU(), conv(N, N))
         self.h_s = nn.Sequential(deconv(N, N), nn.ReLU(), deconv(N, N), nn.ReLU(), conv(N, M, 3, 1), nn.ReLU())
@@ -190,13 +191,11 @@ class MeanScaleHyperprior(ScaleHyperprior):
 
     absolute_hyper_input = False
 
-    def __init__(self, N: int, M: int) -> None:  # noqa: N803
+    def __init__(self, N: int, M: int) -> None:
         super().__init__(N, M)
         wide = M * 3 // 2
         self.h_a = nn.Sequential(conv(M, N, 3, 1), nn.LeakyReLU(), conv(N, N), nn.LeakyReLU(), conv(N, N))
-        self.h_s = nn.Sequential(
-            deconv(N, M), nn.LeakyReLU(), deconv(M, wide), nn.LeakyReLU(), conv(wide, 2 * M, 3, 1)
-        )
+        self.h_s = nn.Sequential(deconv(N, M), nn.LeakyReLU(), deconv(M, wide), nn.LeakyReLU(), conv(wide, 2 * M, 3, 1))
 
     def parameters_of(self, z: Tensor) -> tuple[Tensor, Tensor]:
         scales, means = self.h_s(z).chunk(2, 1)

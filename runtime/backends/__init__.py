@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NAMES = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime", "reference")
 AUTOMATIC = ("tensorrt", "onnxruntime-cuda", "onnxruntime", "reference")
 """What "auto" tries, fastest first. Not onnxruntime-tensorrt: it builds engines for minutes during the first calls."""
-PROBE = "context_1"
-"""The network that is tried before a backend of ONNX Runtime is taken: the smallest."""
+PROBES = ("context_1", "synthesis")
+"""The network that is tried before a backend of ONNX Runtime is taken: the first that the bundle has."""
 
 
 class Backend(Protocol):
@@ -127,18 +127,19 @@ def _next_after_tensorrt(bundle: Bundle, threads: int | None) -> Backend:
 
 
 def _onnxruntime(name: str, bundle: Bundle, threads: int | None) -> Backend:
-    """On the CPU plain kernels if they are exact here, else the precise mode; the probe is the smallest network."""
+    """On the CPU plain kernels if they are exact here, else the precise mode; one small network tells."""
     from .onnxruntime import PROVIDERS, OnnxRuntimeBackend
 
     graphs = bundle.graphs("qdq" if name in PROVIDERS else "onnxruntime")
+    probe = next(network for network in PROBES if network in graphs)
     backend = OnnxRuntimeBackend(graphs, threads, name=name)
     try:
-        check_known_answer(backend, bundle, PROBE)
+        check_known_answer(backend, bundle, probe)
     except MachineError:
         if name in PROVIDERS:
             raise
         backend = OnnxRuntimeBackend(graphs, threads, careful=True)
-        check_known_answer(backend, bundle, PROBE)
+        check_known_answer(backend, bundle, probe)
     return _Tested(backend, bundle)
 
 
