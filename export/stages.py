@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from ..runtime.errors import UsageError
 from .models.compressai import GDN
 
+FITTED = GDN | nn.GELU | nn.SiLU | nn.ELU | nn.PReLU
+"""Activations that are regressed onto exact layers: all that sees one position at a time could be."""
 ALLOWED = (
     "Conv2d, ConvTranspose2d of stride 2 that doubles the side, and after one of these PixelShuffle, ReLU, "
-    "LeakyReLU or GDN"
+    "LeakyReLU, GDN, GELU, SiLU, ELU or PReLU"
 )
 PLANE_STEP = 2
 """Pixels per position of the planes that the runtime feeds the analysis and takes from the synthesis."""
@@ -67,7 +69,7 @@ def read_stages(name: str, network: nn.Module) -> list[Stage]:
             raise _refused(path, layer, "it does not follow a convolution")
         elif isinstance(layer, nn.PixelShuffle) and found[-1].upscale == 1:
             found[-1] = replace(found[-1], upscale=layer.upscale_factor)
-        elif isinstance(layer, nn.ReLU | nn.LeakyReLU | GDN) or _is_gdn(layer):
+        elif isinstance(layer, nn.ReLU | nn.LeakyReLU | FITTED) or _is_gdn(layer):
             found[-1] = replace(found[-1], activation=layer)
         else:
             raise _refused(path, layer, f"{type(layer).__name__} is not one of them")
