@@ -33,7 +33,7 @@ OWN_QUALITY = 60
 QUALITIES_PER_OCTAVE = 20
 MEASURED_QUALITIES = (40, 50, 60, 70, 80)
 CROP = 256
-FITTED_CROPS, COUNTED_CROPS, BATCH = 12, 48, 2
+FITTED_CROPS, COUNTED_CROPS, BATCH = 12, 48, 1
 MAX_SYMBOL = 512
 MEASURED_IMAGES, MEASURED_SIDE = 6, 512
 """The held-out images that the loss is measured on, and the most of each, from its middle."""
@@ -85,16 +85,16 @@ def to_full_scale(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().sub_(128).div_(128)
 
 
-def export_model(name: str, model: nn.Module, images: list[np.ndarray], out: Path, minutes: float) -> ExportReport:
+def export_model(name: str, model: nn.Module, images: list[np.ndarray], out: Path, steps: int) -> ExportReport:
     """Convert a float model that follows `docs/export.md` and write its bundle to `out`.
 
-    `images` are photographs (H, W, 3) uint8; `minutes` go into tuning. Raises UsageError for a model that cannot
+    `images` are photographs (H, W, 3) uint8; `steps` of tuning follow the fit. Raises UsageError for a model that cannot
     become exact, InputError for too few images.
     """
     photographs = CalibrationImages(images)
     crops = photographs.crops(FITTED_CROPS)
     codec, found = conversion.convert(
-        model, to_full_scale(crops), lambda: to_full_scale(photographs.crops(BATCH)), minutes
+        model, to_full_scale(crops), lambda: to_full_scale(photographs.crops(BATCH)), steps
     )
     identity = write_hyperprior(name, codec, photographs.crops(COUNTED_CROPS), out)
     report = ExportReport(name, identity, found, len(photographs.measured))

@@ -219,8 +219,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help="the published quality that compressai weights are of; only checked",
     )  # fmt: skip
     parser.add_argument(
-        "--minutes", type=float, default=defaults.TUNING_MINUTES, metavar="M",
-        help=f"time for tuning in exact arithmetic, else {defaults.TUNING_MINUTES:g}",
+        "--steps", type=_count, default=defaults.TUNING_STEPS, metavar="N",
+        help=f"of tuning in exact arithmetic, else {defaults.TUNING_STEPS}; 0 stops after the fit",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 

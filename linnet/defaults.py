@@ -8,4 +8,4 @@ BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onn
 FRAME = (3840, 2160)
 """The frames that `linnet build` prepares for."""
 DEVICES = ("orin-nano", "orin-nx", "agx-orin", "thor", "this")
-TUNING_MINUTES = 5.0
+TUNING_STEPS = 1000

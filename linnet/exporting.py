@@ -35,8 +35,6 @@ def main(options: argparse.Namespace) -> int:
         identity = bundling.export_camera(Path(options.weights), out)
         print(json.dumps({"identity": identity}) if options.json else f"{out}: {identity}")
         return 0
-    if not options.minutes >= 0:
-        raise UsageError(f"--minutes is {options.minutes}: use 0 or more")
     name, model = _model(options)
     if options.images is None:
         raise UsageError(f"{options.model} needs --images, a folder of photographs to fit its exact layers on")
@@ -45,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
     photographs, notes = _photographs(Path(options.images))
     for note in notes:
         print(f"linnet: note: {note}", file=sys.stderr)
-    report = export_model(name, model, photographs, out, options.minutes)
+    report = export_model(name, model, photographs, out, options.steps)
     print(json.dumps(_as_json(report, notes), indent=1) if options.json else _as_text(report, out))
     return 0
 
@@ -121,9 +119,13 @@ def _as_json(report: ExportReport, notes: list[str]) -> dict[str, Any]:
 
 def _as_text(report: ExportReport, out: Path) -> str:
     found = report.conversion
-    lines = [f"{out}: {report.identity}", "", "network           rewriting error   exact network, SQNR"]
+    lines = [
+        f"{out}: {report.identity}",
+        "",
+        "network           rewriting error   exact network, SQNR   gain of tuning",
+    ]
     lines += [
-        f"{name:<17} {error:15.1e}   {found.network_sqnr_db[name]:16.1f} dB"
+        f"{name:<17} {error:15.1e}   {found.network_sqnr_db[name]:16.1f} dB   {found.tuning_gain_db[name]:11.1f} dB"
         for name, error in found.rewriting_error.items()
     ]
     if found.activation_sqnr_db:
