@@ -29,7 +29,18 @@ from ..calibration.qat import ExactConv2d
 from ..runtime.errors import UsageError
 from ..runtime.latents import FINE_EXP
 from .models.compressai import gaussian_likelihood
-from .models.hyperprior import Analysis, ExactStage, HyperAnalysis, Hyperprior, HyperSynthesis, Magnitude, Synthesis
+from .models.hyperprior import (
+    FITTED,
+    RECTIFIED,
+    Analysis,
+    ExactStage,
+    HyperAnalysis,
+    Hyperprior,
+    HyperSynthesis,
+    Magnitude,
+    StageShape,
+    Synthesis,
+)
 from .stages import Stage, on_planes, read_stages, run, to_planes
 
 UNIT_EXPONENTS = (-3, 2)
@@ -155,7 +166,7 @@ def _fit_codec(model: nn.Module, crops: Tensor) -> tuple[Hyperprior, Report]:
     if hyper_unit is not None:
         _fit_hyper(codec, networks, latents, _absolute(model), report)
     else:
-        codec.medians.copy_(_medians(latents, codec.latents.unit))
+        _settle_densities(codec, latents, codec.latents.unit)
     stages = networks["synthesis"]
     # Whole latents and what is left of them enter apart, under the same weights.
     first = replace(stages[0], weight=stages[0].weight.repeat(1, 2, 1, 1))
@@ -184,10 +195,11 @@ def _lattice_unit(latents: list[Tensor]) -> Tensor:
     return torch.exp2(torch.ceil(torch.log2(1.1 * peak / 127)).clamp(*UNIT_EXPONENTS))
 
 
-def _medians(values: list[Tensor], unit: Tensor) -> Tensor:
-    """(C,): the medians per channel, on the lattice of whole latents."""
+def _settle_densities(codec: Hyperprior, values: list[Tensor], unit: Tensor) -> None:
+    """Medians, on the lattice of whole latents, and spreads of the channels that no network tells a density of."""
     flat = torch.cat([value.transpose(0, 1).flatten(1) for value in values], 1)
-    return torch.round(flat.median(1).values / unit).clamp(-128, 127) * unit
+    codec.medians.copy_(torch.round(flat.median(1).values / unit).clamp(-128, 127) * unit)
+    codec.fixed_scale.copy_((flat - codec.medians[:, None]).square().mean(1).sqrt().clamp_min(0.05))
 
 
 def _fit_hyper(
@@ -202,7 +214,7 @@ def _fit_hyper(
         _fit(networks["hyper_analysis"], inside, 128 * unit, 128 * lattice.unit, report, raw=True), lead
     )
     hyper = [codec.hyper_latent(latent) for latent in latents]
-    codec.medians.copy_(_medians(hyper, lattice.unit))
+    _settle_densities(codec, hyper, lattice.unit)
     medians = codec.medians[:, None, None]
     quarters = [lattice.quantise(z, medians) for z in hyper]
     stages = networks["hyper_synthesis"]
@@ -260,7 +272,7 @@ def _fit(
     true = [x * scale_in[:, None, None] for x in own]
     fitted = []
     for stage in stages[:-1]:
-        exact = ExactStage(stage)
+        exact = ExactStage(_shape(stage))
         rectified = exact.centre is not None
         linear = [stage.linear(x) for x in true]
         scale = _scale([y.clamp_min(0) if rectified else y for y in linear])
@@ -274,10 +286,17 @@ def _fit(
         own = [exact.activate(x) for x in own]
         scale_in = scale
         fitted.append(exact)
-    exact = ExactStage(stages[-1], raw=raw)
+    exact = ExactStage(_shape(stages[-1], raw=raw))
     offset = torch.zeros_like(scale_out) if offset is None else offset
     _set(exact.conv, stages[-1], scale_in, scale_out, offset)
     return [*fitted, exact]
+
+
+def _shape(stage: Stage, *, raw: bool = False) -> StageShape:
+    outputs, inputs, kernel, _ = stage.weight.shape
+    rectified = isinstance(stage.activation, nn.ReLU | nn.LeakyReLU)
+    kind = None if stage.activation is None else RECTIFIED if rectified else FITTED
+    return StageShape(outputs, inputs, kernel, stage.stride, stage.padding, stage.upscale, kind, raw)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -25,12 +25,9 @@ from ..runtime.errors import InputError
 from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, CodingStep
 from . import conversion
 from .bundling import QUALITIES, write_codec
-from .models.hyperprior import Hyperprior
+from .models.hyperprior import OWN_QUALITY, QUALITIES_PER_OCTAVE, Hyperprior
 from .tracing import trace
 
-OWN_QUALITY = 60
-"""The quality that has the float model's own quantisation step."""
-QUALITIES_PER_OCTAVE = 20
 MEASURED_QUALITIES = (40, 50, 60, 70, 80)
 CROP = 256
 FITTED_CROPS, COUNTED_CROPS, BATCH = 12, 48, 1
@@ -85,17 +82,31 @@ def to_full_scale(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().sub_(128).div_(128)
 
 
-def export_model(name: str, model: nn.Module, images: list[np.ndarray], out: Path, steps: int) -> ExportReport:
-    """Convert a float model that follows `docs/export.md` and write its bundle to `out`.
+def load_hyperprior(path: Path) -> tuple[str, Hyperprior]:
+    """(name, codec) that `export_model` kept in `path`. Raises InputError for any other file."""
+    try:
+        stored = torch.load(path, weights_only=True)
+        return stored["hyperprior"], Hyperprior.from_dict(stored)
+    except Exception as error:  # torch.load raises what the unpickler, the zip reader or the file system raised
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not a codec that `linnet export --keep` wrote ({reason})") from error
 
-    `images` are photographs (H, W, 3) uint8; `steps` of tuning follow the fit. Raises UsageError for a model that cannot
-    become exact, InputError for too few images.
+
+def export_model(
+    name: str, model: nn.Module, images: list[np.ndarray], out: Path, steps: int, keep: Path | None = None
+) -> ExportReport:
+    """Convert a float model that follows `docs/export.md`, write its bundle to `out` and the PyTorch codec to `keep`.
+
+    `images` are photographs (H, W, 3) uint8; `steps` of tuning follow the fit. Raises UsageError for a model that
+    cannot become exact, InputError for too few images.
     """
     photographs = CalibrationImages(images)
     crops = photographs.crops(FITTED_CROPS)
     codec, found = conversion.convert(
         model, to_full_scale(crops), lambda: to_full_scale(photographs.crops(BATCH)), steps
     )
+    if keep is not None:
+        torch.save(codec.as_dict(name), keep)
     identity = write_hyperprior(name, codec, photographs.crops(COUNTED_CROPS), out)
     report = ExportReport(name, identity, found, len(photographs.measured))
     report.points = _measure(model, out, photographs.measured)

@@ -222,6 +222,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "--steps", type=_count, default=defaults.TUNING_STEPS, metavar="N",
         help=f"of tuning in exact arithmetic, else {defaults.TUNING_STEPS}; 0 stops after the fit",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep",
+        metavar="FILE.pt",
+        help="also write the codec of exact layers that the bundle was made of, for PyTorch",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

@@ -43,7 +43,8 @@ def main(options: argparse.Namespace) -> int:
     photographs, notes = _photographs(Path(options.images))
     for note in notes:
         print(f"linnet: note: {note}", file=sys.stderr)
-    report = export_model(name, model, photographs, out, options.steps)
+    keep = None if options.keep is None else Path(options.keep)
+    report = export_model(name, model, photographs, out, options.steps, keep)
     print(json.dumps(_as_json(report, notes), indent=1) if options.json else _as_text(report, out))
     return 0
 

@@ -173,6 +173,26 @@ def test_the_float_twin_decodes_what_the_bundle_decodes(quick: None, images: lis
     )
 
 
+def test_the_codec_is_kept_for_pytorch(quick: None, images: list[np.ndarray], tmp_path: Path) -> None:
+    """What is kept is what `linnet.calibration` asks of a codec, and codes as the one in memory does."""
+    full = hyperprior_bundle.to_full_scale(hyperprior_bundle.CalibrationImages(images).crops(2))
+    codec, _ = conversion.convert(sane_model("bmshj2018-hyperprior"), full, lambda: full[:1], 0)
+    torch.save(codec.as_dict("kept"), tmp_path / "kept.pt")
+    name, loaded = hyperprior_bundle.load_hyperprior(tmp_path / "kept.pt")
+    assert name == "kept"
+    loaded.set_exact(True)
+    with torch.no_grad():
+        quality = torch.tensor([0.2, 0.8])
+        for got, want in zip(loaded(full, quality), codec(full, quality), strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0)
+        coarse, fine = codec(full[:1], quality[:1]), codec(full[:1], quality[1:])
+    assert fine[1] > coarse[1] > 0
+    assert (fine[0] - full[:1]).square().mean() <= (coarse[0] - full[:1]).square().mean() * 1.05
+    torch.save({"other": 1}, tmp_path / "kept.pt")
+    with pytest.raises(InputError, match="is not a codec that `linnet export --keep` wrote"):
+        hyperprior_bundle.load_hyperprior(tmp_path / "kept.pt")
+
+
 # Loading
 
 

@@ -6,36 +6,63 @@ the integers of the runtime (`runtime.latents`) stand for the float model's valu
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...calibration.qat import ExactConv2d, set_exact
 from ...runtime.latents import FINE_EXP
-from ..stages import Stage
+from .camera import laplacian_bits
+from .compressai import gaussian_likelihood
 
 HIDDEN = 2
 """Hidden channels of a fitted activation per channel."""
+OWN_QUALITY = 60
+"""The quality that has the float model's own quantisation step, 1."""
+QUALITIES_PER_OCTAVE = 20
+"""The step doubles for so many qualities less."""
 LOWEST, HIGHEST = -(128 << FINE_EXP), (127 << FINE_EXP) + 1
 """Range of a latent in quarters."""
 
 
+RECTIFIED, FITTED = "rectified", "fitted"
+"""Kinds of activation: ReLU, and what was regressed onto exact layers."""
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """What an `ExactStage` is made of; `activation` is RECTIFIED, FITTED or None."""
+
+    outputs: int
+    inputs: int
+    kernel: int
+    stride: int
+    padding: int
+    upscale: int
+    activation: str | None
+    raw: bool
+
+
 class ExactStage(nn.Module):
-    """A stage in exact layers.
+    """A convolution, an optional move from depth to space and an optional activation, in exact layers.
 
     ReLU is saturation at the lowest integer and a 1x1 convolution that moves 0 back to 0, which the padding of the
     next layer needs. A fitted activation is two 1x1 convolutions, the second of which also sees their input.
     """
 
-    def __init__(self, stage: Stage, *, raw: bool = False) -> None:
+    def __init__(self, shape: StageShape) -> None:
         super().__init__()
-        outputs, inputs, kernel, _ = stage.weight.shape
-        channels, self.upscale = stage.channels, stage.upscale
-        self.conv = ExactConv2d(inputs, outputs, kernel, stage.stride, padding=stage.padding, raw=raw)
-        self.centre = self.hidden = self.mix = None
-        if isinstance(stage.activation, nn.ReLU | nn.LeakyReLU):
-            self.centre = ExactConv2d(channels, channels, 1)
-        elif stage.activation is not None:
+        self.shape, self.upscale = shape, shape.upscale
+        channels = shape.outputs // shape.upscale**2
+        self.conv = ExactConv2d(
+            shape.inputs, shape.outputs, shape.kernel, shape.stride, padding=shape.padding, raw=shape.raw
+        )
+        self.centre = ExactConv2d(channels, channels, 1) if shape.activation == RECTIFIED else None
+        self.hidden = self.mix = None
+        if shape.activation == FITTED:
             self.hidden = ExactConv2d(channels, HIDDEN * channels, 1)
             self.mix = ExactConv2d((1 + HIDDEN) * channels, channels, 1)
 
@@ -81,6 +108,10 @@ class _Sequence(nn.Module):
         self.lead = lead
         self.stages = nn.ModuleList(stages)
 
+    def shapes(self) -> dict[str, Any]:
+        """What the row is made of."""
+        return {"magnitude": self.lead is not None, "stages": [asdict(stage.shape) for stage in self.stages]}
+
     def run(self, x: Tensor) -> Tensor:
         if self.lead is not None:
             x = self.lead(x)
@@ -124,7 +155,7 @@ class Lattice(nn.Module):
         super().__init__()
         self.register_buffer("unit", unit)
 
-    def quantise(self, values: Tensor, means: Tensor, step: float = 1.0) -> Tensor:
+    def quantise(self, values: Tensor, means: Tensor, step: Tensor | float = 1.0) -> Tensor:
         """The quarters that the runtime decodes for `values` coded around `means`, all (N, C, H, W).
 
         `values`, `means` and `step` are in the float model's units, and the means on the grid of quarters.
@@ -150,6 +181,13 @@ class Lattice(nn.Module):
 class Hyperprior(nn.Module):
     """The whole codec. Without `hyper_analysis` and `hyper_synthesis` each latent channel has one fixed density."""
 
+    networks: ClassVar = {
+        "analysis": Analysis,
+        "hyper_analysis": HyperAnalysis,
+        "hyper_synthesis": HyperSynthesis,
+        "synthesis": Synthesis,
+    }
+
     def __init__(self, unit: Tensor, hyper_unit: Tensor | None) -> None:
         super().__init__()
         self.latents = Lattice(unit)
@@ -164,6 +202,8 @@ class Hyperprior(nn.Module):
         """Standard deviation per integer step of the scale that the hyper-synthesis gives."""
         self.register_buffer("medians", torch.zeros(channels if hyper_unit is None else len(hyper_unit)))
         """Means of the latents that have a fixed density, in the float model's units and on the lattice."""
+        self.register_buffer("fixed_scale", torch.ones_like(self.medians))
+        """Standard deviations of those."""
 
     def latent(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in full-scale units to latents in the float model's units."""
@@ -195,7 +235,7 @@ class Hyperprior(nn.Module):
         means, scales = self.hyper_synthesis(self.hyper_latents.whole(hyper)).chunk(2, 1)
         return means * self.mean_unit[:, None, None], (scales + 1) * (128 * self.scale_step)[:, None, None]
 
-    def code(self, latent: Tensor, step: float = 1.0) -> Tensor:
+    def code(self, latent: Tensor, step: Tensor | float = 1.0) -> Tensor:
         """Latents to the decoded latents, in quarters."""
         means = self.medians[:, None, None]
         if self.hyper_latents is not None:
@@ -207,16 +247,47 @@ class Hyperprior(nn.Module):
         assert self.synthesis is not None
         return F.pixel_shuffle(self.synthesis(self.latents.both(quarters)), 2)
 
-    def forward(self, images: Tensor, step: float = 1.0) -> Tensor:
-        """Images (N, 3, H, W) in full-scale units, sides multiples of 64, to decoded images."""
-        return self.reconstruct(self.code(self.latent(images), step))
+    def forward(self, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) in full-scale units, sides multiples of 64, and quality positions (N,) in [0, 1], from
+        quality 1 to quality 100: (decoded images, ideal bits per pixel (N,))."""
+        step = torch.exp2((OWN_QUALITY - 1 - 99 * quality) / QUALITIES_PER_OCTAVE)[:, None, None, None]
+        latent = self.latent(images)
+        fixed, medians = self.fixed_scale[:, None, None], self.medians[:, None, None]
+        if self.hyper_latents is None:
+            symbols = torch.round((latent - medians) / step)
+            bits = laplacian_bits(symbols, fixed / step).flatten(1).sum(1)
+        else:
+            hyper = self.hyper_quarters(latent)
+            bits = laplacian_bits(self.hyper_latents.values(hyper) - medians, fixed).flatten(1).sum(1)
+            means, scales = self.parameters_of(hyper)
+            symbols = torch.round((latent - means) / step)
+            bits = bits - torch.log2(gaussian_likelihood(symbols, scales / step)).flatten(1).sum(1)
+        decoded = self.reconstruct(self.code(latent, step))
+        return decoded, bits / (images.shape[2] * images.shape[3])
+
+    def as_dict(self, name: str) -> dict[str, Any]:
+        """Everything that `from_dict` needs, of tensors, strings and numbers."""
+        networks = {key: module.shapes() for key, (module, _) in self.named_networks().items()}
+        return {"hyperprior": name, "networks": networks, "state": self.state_dict()}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Hyperprior:
+        """The codec that `as_dict` was called on. Raises KeyError, TypeError or RuntimeError for anything else."""
+        state, kinds = stored["state"], cls.networks
+        codec = cls(state["latents.unit"], state.get("hyper_latents.unit"))
+        for name, network in stored["networks"].items():
+            lead = Magnitude(len(state["latents.unit"])) if network["magnitude"] else None
+            stages = [ExactStage(StageShape(**shape)) for shape in network["stages"]]
+            setattr(codec, name, kinds[name](stages, lead))
+        codec.load_state_dict(state)
+        return codec.eval()
 
     def set_exact(self, exact: bool) -> None:
         set_exact(self, exact)
 
-    def named_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
+    def named_networks(self) -> dict[str, tuple[_Sequence, dict[str, int]]]:
         """Each network a bundle holds, by the name the runtime knows it under, with its inputs' channels."""
-        given: dict[str, tuple[nn.Module | None, str, int]] = {
+        given: dict[str, tuple[_Sequence | None, str, int]] = {
             "analysis": (self.analysis, "planes", 12),
             "hyper_analysis": (self.hyper_analysis, "latent", len(self.latents.unit)),
             "hyper_synthesis": (self.hyper_synthesis, "hyper", len(self.medians)),
