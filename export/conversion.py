@@ -116,6 +116,8 @@ def rewritten(model: nn.Module) -> dict[str, list[Stage]]:
     if shrink != 16 or grow != 16:
         raise UsageError(f"g_a shrinks the side {shrink} times and g_s grows it {grow} times: both must be 16")
     networks = {"analysis": [on_planes(analysis[0]), *analysis[1:]]}
+    if hasattr(model, "h_a") != hasattr(model, "h_s"):
+        raise UsageError("the model has only one of h_a and h_s: it needs both, or none")
     if hasattr(model, "h_a"):
         networks["hyper_analysis"] = read_stages("h_a", model.h_a)
         networks["hyper_synthesis"] = read_stages("h_s", model.h_s)
@@ -129,13 +131,17 @@ def rewritten(model: nn.Module) -> dict[str, list[Stage]]:
 
 def _rewriting_error(model: nn.Module, networks: dict[str, list[Stage]], image: Tensor) -> dict[str, float]:
     """Compares each rewritten network with PyTorch's on `image` (1, 3, H, W) in 0..1 and what follows from it."""
-    latent = model.g_a(image)
-    inputs = {"analysis": (F.pixel_unshuffle(image, 2), latent)}
-    inputs["synthesis"] = (latent, F.pixel_unshuffle(model.g_s(latent), 2))
-    if "hyper_analysis" in networks:
-        hyper_input = latent.abs() if _absolute(model) else latent
-        hyper = model.h_a(hyper_input)
-        inputs["hyper_analysis"], inputs["hyper_synthesis"] = (hyper_input, hyper), (hyper, model.h_s(hyper))
+    try:
+        latent = model.g_a(image)
+        inputs = {"analysis": (F.pixel_unshuffle(image, 2), latent)}
+        inputs["synthesis"] = (latent, F.pixel_unshuffle(model.g_s(latent), 2))
+        if "hyper_analysis" in networks:
+            hyper_input = latent.abs() if _absolute(model) else latent
+            hyper = model.h_a(hyper_input)
+            inputs["hyper_analysis"], inputs["hyper_synthesis"] = (hyper_input, hyper), (hyper, model.h_s(hyper))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(f"the model's networks do not run on an image one after the other ({reason})") from error
     return {
         name: ((run(networks[name], x) - y).abs().max() / y.abs().max().clamp_min(1e-9)).item()
         for name, (x, y) in inputs.items()

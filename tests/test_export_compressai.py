@@ -25,6 +25,7 @@ from linnet.runtime.backends.reference import ReferenceBackend  # noqa: E402
 from linnet.runtime.bundle import Bundle  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
 from linnet.runtime.errors import InputError, UsageError  # noqa: E402
+from linnet.training.train_hyperprior import train  # noqa: E402
 
 WIDTHS = (8, 12)
 
@@ -245,6 +246,17 @@ def test_the_learned_density_sums_to_one() -> None:
     torch.testing.assert_close(bottleneck.likelihood(values).sum(2).flatten(), torch.ones(3), rtol=0, atol=1e-3)
 
 
+def test_the_training_script_writes_what_export_reads(images: list[np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "photographs" / f"{number}.png")
+    weights = tmp_path / "w.pt"
+    train("bmshj2018-hyperprior", tmp_path / "photographs", weights, WIDTHS, 0.013, minutes=0.01, crop=64, batch=2)
+    first = load_model("bmshj2018-hyperprior", weights)
+    train("mbt2018-mean", tmp_path / "photographs", weights, WIDTHS, 0.013, 0.0, start=weights)
+    torch.testing.assert_close(load_model("mbt2018-mean", weights).g_a[0].weight, first.g_a[0].weight)
+
+
 # Refusals
 
 
@@ -272,6 +284,14 @@ def test_wrong_shapes_are_named() -> None:
         on_planes(read_stages("g_a", nn.Conv2d(3, 4, 3, 1, 1))[0])
     with pytest.raises(UsageError, match="must double the side and give the 3 of an image"):
         to_planes(read_stages("g_s", nn.Conv2d(4, 3, 3, 1, 1))[0])
+    alone = sane_model("bmshj2018-hyperprior")
+    del alone.h_s
+    with pytest.raises(UsageError, match="only one of h_a and h_s"):
+        conversion.rewritten(alone)
+    foreign = sane_model("bmshj2018-hyperprior")
+    foreign.h_a[0] = nn.Conv2d(WIDTHS[1] + 1, WIDTHS[0], 3, 1, 1)
+    with pytest.raises(UsageError, match=r"do not run on an image .*13"):
+        conversion.convert(foreign, torch.zeros(1, 3, 64, 64), lambda: torch.zeros(1, 3, 64, 64), 0)
     del model.g_a[0:2]
     with pytest.raises(UsageError, match="g_a shrinks the side 8 times"):
         conversion.rewritten(model)

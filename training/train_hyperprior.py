@@ -41,7 +41,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE[0])
     began, seconds = time.monotonic(), 60 * minutes
     with tqdm(total=round(seconds), unit="s", mininterval=10) as bar:
-        while (share := (time.monotonic() - began) / seconds) < 1:
+        while (share := (time.monotonic() - began) / max(seconds, 1e-9)) < 1:
             high, low = LEARNING_RATE
             optimizer.param_groups[0]["lr"] = low + (high - low) * 0.5 * (1 + math.cos(math.pi * share))
             images = (photographs.batch(batch, crop, rng) * 128 + 128) / 255
