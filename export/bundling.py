@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,20 +129,6 @@ def bundle_camera(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
     networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
     gains, offsets = quality_tables(codec)
     frequencies, radii = laplacian_tables() if counts is None else fitted_tables(counts)
-    manifest = {
-        "name": "camera",
-        "architecture": "camera",
-        "latent_channels": LATENT_CHANNELS,
-        "hyper_channels": HYPER_CHANNELS,
-        "coding_steps": [asdict(step) for step in CODING_STEPS],
-        "halo": {
-            "analysis": math.ceil(networks["analysis"].receptive_radius() * PLANE_STEP / BLOCK),
-            "synthesis": math.ceil(networks["synthesis"].receptive_radius()),
-        },
-        "kmac_per_pixel": complexity(networks),
-        "networks": {name: describe(network) for name, network in networks.items()},
-    }
-    stored = {f"{name}/{key}": value for name, network in networks.items() for key, value in arrays(network).items()}
     tables = {
         "gains": gains,
         "mean_shifts": np.concatenate([codec.mean_shift.numpy(), np.full(HYPER_CHANNELS, FINE_EXP)]).astype(np.uint8),
@@ -151,6 +138,33 @@ def bundle_camera(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
         "frequencies": frequencies,
         "radii": radii,
     }
+    manifest = {
+        "name": "camera",
+        "architecture": "camera",
+        "latent_channels": LATENT_CHANNELS,
+        "hyper_channels": HYPER_CHANNELS,
+        "coding_steps": [asdict(step) for step in CODING_STEPS],
+    }
+    return write_codec(out, manifest, networks, tables)
+
+
+def write_codec(
+    out: Path, manifest: dict[str, Any], networks: dict[str, Network], tables: dict[str, np.ndarray]
+) -> str:
+    """Prove `networks`, spell them out for every backend and write the bundle; returns its identity.
+
+    `manifest` holds what only the caller knows of the codec. Raises RuleBroken if the networks break a rule.
+    """
+    manifest = {
+        **manifest,
+        "halo": {
+            "analysis": math.ceil(networks["analysis"].receptive_radius() * PLANE_STEP / BLOCK),
+            "synthesis": math.ceil(networks["synthesis"].receptive_radius()),
+        },
+        "kmac_per_pixel": complexity(networks),
+        "networks": {name: describe(network) for name, network in networks.items()},
+    }
+    stored = {f"{name}/{key}": value for name, network in networks.items() for key, value in arrays(network).items()}
     members = {
         "networks.npz": pack_arrays(stored),
         "tables.npz": pack_arrays(tables),

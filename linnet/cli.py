@@ -171,9 +171,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_calibrate(commands)
 
     export = _command(commands, "export", _export, "trained weights to a codec bundle")
-    export.add_argument("model", choices=["camera"], metavar="MODEL", help="the architecture: camera")
-    export.add_argument("--weights", required=True, metavar="W", help="the training checkpoint")
-    export.add_argument("--out", required=True, metavar="BUNDLE", help="the bundle to write")
+    _add_export(export)
     return parser
 
 
@@ -228,6 +226,33 @@ def _add_codec_options(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best"
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="processor cores to use, else all")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL",
+        help="camera; compressai:mbt2018-mean, compressai:bmshj2018-hyperprior or compressai:bmshj2018-factorized; "
+        "or FILE.py:FUNCTION, which makes a float model that follows docs/export.md",
+    )  # fmt: skip
+    parser.add_argument("--weights", metavar="W", help="the training checkpoint or state dict")
+    parser.add_argument("--out", required=True, metavar="BUNDLE", help="the bundle to write")
+    parser.add_argument(
+        "--images", metavar="DIR", help="photographs to fit exact layers on, a folder; all models but camera need it"
+    )
+    parser.add_argument(
+        "--quality", type=int, choices=range(1, 9), metavar="1..8",
+        help="the published quality that compressai weights are of; only checked",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps", type=_count, default=defaults.TUNING_STEPS, metavar="N",
+        help=f"of tuning in exact arithmetic, else {defaults.TUNING_STEPS}; 0 stops after the fit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep",
+        metavar="FILE.pt",
+        help="also write the codec of exact layers that the bundle was made of, for PyTorch",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _add_build(commands: Any) -> None:
@@ -634,14 +659,10 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     with _extra("export"):
-        from .export import bundling
+        from . import exporting
 
-        identity = bundling.export_camera(Path(options.weights), Path(options.out))
-    print(f"{options.out}: {identity}")
-    return 0
+        return exporting.main(options)
 
 
 def _say(path: str, notes: Sequence[str]) -> None:

@@ -12,3 +12,4 @@ MORE_WORK_PERCENT = 25
 DEVICES = ("orin-nano", "orin-nx", "agx-orin", "thor", "this")
 OBSERVERS = ("minmax", "percentile", "entropy", "mse")
 ROUNDINGS = ("adaptive", "nearest")
+TUNING_STEPS = 1000

@@ -42,6 +42,8 @@ class Bundle:
     `identity` (hex SHA-256), `name`, `steps` (coding steps in order), and the integer tables `gains` and
     `table_offsets` (100, latent + hyper channels) int16, `hyper_parameters` (2 * hyper channels,) int8,
     `companding` (256,) int8, `entropy_tables`, and the encoder's `rounding` (tables, 2) float32.
+    `log_scales` (256,) int8 turns the scales that the networks give into log-scales; None where they give those.
+    A codec without hyper-latents has 0 `hyper_channels` and `latent_parameters` (2 * latent channels,) int8 instead.
     """
 
     def __init__(self, members: Mapping[str, bytes], origin: str) -> None:
@@ -69,6 +71,10 @@ class Bundle:
         self.gains, self.mean_shifts = tables["gains"], tables["mean_shifts"]
         self.table_offsets = tables["table_offsets"]
         self.hyper_parameters, self.companding = tables["hyper_parameters"], tables["companding"]
+        self.log_scales: np.ndarray | None = tables.get("log_scales")
+        self.latent_parameters: np.ndarray | None = tables.get("latent_parameters")
+        if (self.hyper_channels == 0) != (self.latent_parameters is not None):
+            raise InputError(f"bundle {origin} must have either hyper-latents or latent parameters: get it again")
         self.entropy_tables = EntropyTables(tables["frequencies"], tables["radii"])
         self.rounding = rounding_offsets(tables["frequencies"], tables["radii"])
 
@@ -119,6 +125,10 @@ class Bundle:
             own = {key[len(prefix) :]: value for key, value in stored.items() if key.startswith(prefix)}
             networks[name] = rebuild(name, structure, own)
         return networks
+
+    def inputs(self, network: str) -> dict[str, int]:
+        """Channels of each input that `network` takes."""
+        return self.manifest["networks"][network]["inputs"]
 
     @cached_property
     def _known_answers(self) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """Latents of a batch of tiles to entropy-coded payloads and back.
 
 The order is fixed by the bundle: first the hyper-latent under a fixed table per channel, then each coding step under
-the parameters that the networks predict from everything decoded before it. Nothing here crosses a tile's border: a
+the parameters that the networks predict from everything decoded before it. A codec without hyper-latents has fixed
+parameters for its latents instead. Nothing here crosses a tile's border: a
 payload decodes by itself. The decoder repeats the encoder's calls exactly, and the networks are integers, so both
 see the same tables on every machine.
 """
@@ -55,7 +56,14 @@ class TileCoder:
 
         `curve` is shown the symbols on the way.
         """
+        symbols, decoded = self.symbols(latents, curve)
         tables = self._bundle.entropy_tables
+        return self._each(lambda tile: core.rans_encode(tables, *symbols[tile]), len(latents)), decoded
+
+    def symbols(
+        self, latents: np.ndarray, curve: RateCurve | None = None
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+        """As `encode`, but (symbols, table index of each) of each tile instead of payloads."""
         symbols: list[list[np.ndarray]] = [[] for _ in latents]
         indices: list[list[np.ndarray]] = [[] for _ in latents]
 
@@ -66,13 +74,15 @@ class TileCoder:
             symbols[tile].append(tile_symbols)
             indices[tile].append(tile_indices)
             if curve is not None:
-                curve.observe(step, value, parameters, hyper=decoded.shape[-1] == 2 * self._bundle.hyper_channels)
+                curve.observe(step, value, parameters, hyper=value.shape[:2] != latents.shape[1:3])
 
-        seen = core.compand(latents, self._bundle.companding)
-        hyper = self._backend.run("hyper_analysis", {"latent": seen})[0]
+        hyper = None
+        if self._bundle.hyper_channels:
+            seen = core.compand(latents, self._bundle.companding)
+            hyper = self._backend.run("hyper_analysis", {"latent": seen})[0]
         decoded = self._walk(latents.shape, quantize, hyper, latents)
-        finish = lambda tile: core.rans_encode(tables, np.concatenate(symbols[tile]), np.concatenate(indices[tile]))  # noqa: E731
-        return self._each(finish, len(latents)), decoded
+        joined = [(np.concatenate(s), np.concatenate(i)) for s, i in zip(symbols, indices, strict=True)]
+        return joined, decoded
 
     @stage(ENTROPY)
     def decode(self, payloads: Sequence[bytes], names: Sequence[str], height: int, width: int) -> np.ndarray:
@@ -97,12 +107,34 @@ class TileCoder:
         self, shape: tuple[int, ...], code: _Symbols, hyper: np.ndarray | None, latents: np.ndarray | None
     ) -> np.ndarray:
         """The one order of coding, shared by both directions; returns the decoded latents."""
+        bundle = self._bundle
+        if bundle.latent_parameters is not None:
+            features = None
+            parameters_all = np.broadcast_to(bundle.latent_parameters, (*shape[:3], 2 * shape[3])).copy()
+        else:
+            features, parameters_all = self._walk_hyper(shape, code, hyper)
+        decoded, companded = np.zeros((*shape[:3], 2 * shape[3]), np.int8), np.zeros(shape, np.int8)
+        for index, coding_step in enumerate(bundle.steps):
+            if index:
+                context = np.ascontiguousarray(companded[..., : coding_step.context])
+                parameters_all = self._backend.run(f"context_{index}", {"features": features, "coded": context})[0]
+            if bundle.log_scales is not None:
+                means, scales = np.split(parameters_all, 2, axis=-1)
+                parameters_all = np.concatenate([means, bundle.log_scales[scales.astype(np.int16) + 128]], axis=-1)
+            self._code_step(coding_step, parameters_all, code, decoded, companded, latents)
+        return decoded
+
+    def _walk_hyper(
+        self, shape: tuple[int, ...], code: _Symbols, hyper: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The hyper-latent's part of the order; returns (features, parameters of the first step)."""
         bundle, count, (height, width) = self._bundle, shape[0], shape[1:3]
         hyper_height, hyper_width = height // HYPER_SHRINK, width // HYPER_SHRINK
         channels = bundle.hyper_channels
         hyper_decoded = np.zeros((count, hyper_height, hyper_width, 2 * channels), np.int8)
-        # The quality rides along as one more channel, so that the networks know how coarse their input is.
-        hyper_seen = np.full((count, hyper_height, hyper_width, channels + 1), self._quality_value, np.int8)
+        # Where the network wants it, the quality rides along as one more channel: how coarse the input is.
+        seen_channels = bundle.inputs("hyper_synthesis")["hyper"]
+        hyper_seen = np.full((count, hyper_height, hyper_width, seen_channels), self._quality_value, np.int8)
         hyper_companded = np.zeros((count, hyper_height, hyper_width, channels), np.int8)
         parameters = np.broadcast_to(bundle.hyper_parameters, (hyper_height, hyper_width, 2 * channels)).copy()
         step = self._step(CodingStep(0, channels, None, 0), hyper_companded.shape, bundle.latent_channels)
@@ -113,14 +145,8 @@ class TileCoder:
 
         self._each(code_hyper, count)
         hyper_seen[..., :channels] = hyper_companded
-        features, parameters_all = self._backend.run("hyper_synthesis", {"hyper": hyper_seen})
-        decoded, companded = np.zeros((*shape[:3], 2 * shape[3]), np.int8), np.zeros(shape, np.int8)
-        for index, coding_step in enumerate(bundle.steps):
-            if index:
-                context = np.ascontiguousarray(companded[..., : coding_step.context])
-                parameters_all = self._backend.run(f"context_{index}", {"features": features, "coded": context})[0]
-            self._code_step(coding_step, parameters_all, code, decoded, companded, latents)
-        return decoded
+        outputs = self._backend.run("hyper_synthesis", {"hyper": hyper_seen})
+        return outputs[0], outputs[-1]
 
     def _code_step(
         self,

@@ -24,6 +24,7 @@ from .stages import LAYOUT, stage
 from .tiles import BLOCK, Rect, TileGrid, band_height, compute_tiles, view
 
 if TYPE_CHECKING:
+    from .bundle import Bundle
     from .codec import Codec
 
 COMPUTE_WIDTH = 2048
@@ -72,19 +73,14 @@ def _synthesise(codec: Codec, latents: RowBuffer, window: Rect, grid: TileGrid) 
     The network uses all threads; meanwhile one of the pool turns the planes of the piece before into pixels.
     """
     pixels = np.empty((window.height, window.width, 3), np.uint8)
-    channels = codec.bundle.latent_channels
-    companding = np.roll(codec.bundle.companding, 128).tobytes()  # by the byte of a latent
     written: list[Future[np.ndarray]] = []
     for piece in compute_tiles(window, COMPUTE_WIDTH, window.height):
         seen = piece.aligned(BLOCK).grown(codec.synthesis_halo * BLOCK, grid.padded)
         part = latents.get(seen.scaled(1, BLOCK))[None]
-        latent = np.ascontiguousarray(part[..., :-1])
-        companded = np.empty((*latent.shape[:3], channels + 1), np.int8)
-        # Twice as fast as indexing with numpy, which makes 8-byte indices first.
-        seen_as = np.frombuffer(latent[..., :channels].tobytes().translate(companding), np.int8)
-        companded[..., :-1] = seen_as.reshape(*latent.shape[:3], channels)
-        companded[..., -1] = part[..., -1]
-        planes = codec.backend.run("synthesis", {"latent": latent, "companded": companded})[0][0]
+        inputs = {"latent": np.ascontiguousarray(part[..., :-1])}
+        if "companded" in codec.bundle.inputs("synthesis"):
+            inputs["companded"] = _companded(part, codec.bundle)
+        planes = codec.backend.run("synthesis", inputs)[0][0]
         crop, out = (piece.x - seen.x, piece.y - seen.y, piece.width, piece.height), view(pixels, piece, window)
         if codec.pool is None:
             core.planes_to_pixels(planes, crop, out=out)
@@ -112,6 +108,18 @@ class DecodeOptions:
     """Gets a sentence for each tile that is not what was encoded."""
     progress: Progress | None = None
     """Called with (tiles done, tiles)."""
+
+
+def _companded(latents: np.ndarray, bundle: Bundle) -> np.ndarray:
+    """What the synthesis sees beside `latents` and quality values (N, h, w, 2 C + 1): (N, h, w, C + 1) int8."""
+    channels = bundle.latent_channels
+    companded = np.empty((*latents.shape[:3], channels + 1), np.int8)
+    # Twice as fast as indexing with numpy, which makes 8-byte indices first.
+    by_byte = np.roll(bundle.companding, 128).tobytes()
+    seen = np.frombuffer(latents[..., :channels].tobytes().translate(by_byte), np.int8)
+    companded[..., :-1] = seen.reshape(*latents.shape[:3], channels)
+    companded[..., -1] = latents[..., -1]
+    return companded
 
 
 class LevelDecoder:

@@ -317,20 +317,34 @@ class TileDecoder:
     def decode(self, payload: bytes, height: int, width: int) -> np.ndarray:
         """Latents (height, width, C) of one tile, in quarters."""
         bundle, rans = self.bundle, Rans(payload)
-        channels, hyper_channels = bundle.latent_channels, bundle.hyper_channels
-        hyper = np.zeros((height // 4, width // 4, hyper_channels), np.int64)
-        parameters = np.broadcast_to(bundle.hyper_parameters, (height // 4, width // 4, 2 * hyper_channels))
-        self._step(rans, hyper, parameters, 0, hyper_channels, None, channels)
-        plane = np.full(hyper.shape[:2], quality_value(self.quality), np.int8)
-        features, parameters = run(bundle, "hyper_synthesis", hyper=with_quality(companded(bundle, hyper), plane))
+        channels = bundle.latent_channels
+        if bundle.hyper_channels:
+            features, parameters = self._hyper(rans, height // 4, width // 4)
+        else:
+            parameters = np.broadcast_to(bundle.latent_parameters, (height, width, 2 * channels))
         latents = np.zeros((height, width, channels), np.int64)
         for index, step in enumerate(bundle.steps):
             if index:
                 coded = companded(bundle, latents) * (latents_done(latents.shape, bundle.steps[:index]))
                 (parameters,) = run(bundle, f"context_{index}", features=features, coded=coded[..., : step.context])
+            if bundle.log_scales is not None:
+                means, scales = np.split(parameters, 2, axis=2)
+                parameters = np.concatenate([means, bundle.log_scales[scales.astype(int) + 128]], axis=2)
             self._step(rans, latents, parameters, step.first, step.last, step.parity, 0)
         rans.finish()
         return latents
+
+    def _hyper(self, rans: Rans, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The features and the first step's parameters."""
+        bundle, channels = self.bundle, self.bundle.hyper_channels
+        hyper = np.zeros((height, width, channels), np.int64)
+        parameters = np.broadcast_to(bundle.hyper_parameters, (height, width, 2 * channels))
+        self._step(rans, hyper, parameters, 0, channels, None, bundle.latent_channels)
+        seen = companded(bundle, hyper)
+        if bundle.networks["hyper_synthesis"].inputs["hyper"] > channels:
+            seen = with_quality(seen, np.full(hyper.shape[:2], quality_value(self.quality), np.int8))
+        outputs = run(bundle, "hyper_synthesis", hyper=seen)
+        return outputs[0], outputs[-1]
 
     def _step(self, rans, latents, parameters, first, last, parity, table_base) -> None:  # type: ignore[no-untyped-def]
         bundle, count = self.bundle, last - first
@@ -369,7 +383,8 @@ def synthesise(bundle: Bundle, latents: np.ndarray, values: np.ndarray) -> np.nd
     """Latents in quarters (h, w, C) and quality values (h, w) to the padded frame, (16 h, 16 w, 3) uint8."""
     whole = latents + 2 >> 2
     both = np.concatenate([whole, latents - 4 * whole], axis=2).astype(np.int8)
-    (planes,) = run(bundle, "synthesis", latent=both, companded=with_quality(companded(bundle, latents), values))
+    inputs = {"latent": both, "companded": with_quality(companded(bundle, latents), values)}
+    (planes,) = run(bundle, "synthesis", **{name: inputs[name] for name in bundle.networks["synthesis"].inputs})
     height, width = planes.shape[:2]
     grid = planes.reshape(height, width, 3, 2, 2).transpose(0, 3, 1, 4, 2)
     return (grid.reshape(2 * height, 2 * width, 3).astype(np.int16) + 128).astype(np.uint8)
