@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from . import defaults
 from .runtime import backends
 from .runtime.backends import cutting
 from .runtime.backends.engines import BuildOptions, EngineCache, Target
-from .runtime.bundle import Bundle, shipped_path
+from .runtime.bundle import Bundle, locate
 from .runtime.codec import Codec
 from .runtime.errors import Absent, MachineError, UsageError
 from .runtime.writer import PictureWriter
@@ -222,7 +221,7 @@ def _plan(
     for target in engines:
         reasons = "; ".join(builder.stale(target, options)) or "up to date" if builder else ""
         text.append(f"  {target}{': ' if reasons else ''}{reasons}")
-    source = Path(path) if path else shipped_path()
+    source = locate(path)
     text += ["", "The same engines with trtexec, for pipelines of your own (compare the bundle's known answers there):"]
     if source.is_dir():
         folder = str(source)

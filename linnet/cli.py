@@ -221,7 +221,7 @@ def _add_key_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_codec_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", metavar="B", help="the codec, else the one in the package")
+    parser.add_argument("--bundle", metavar="B", help="the codec: a file, or the name of one in the package")
     parser.add_argument(
         "--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best"
     )
@@ -485,8 +485,8 @@ def _decode(options: argparse.Namespace) -> int:
         with _about(options.input):
             reader = Reader(source)
             metadata = reader.metadata(options.frame)
-        codec = pictures.codec(options.bundle, options.backend, options.threads)
         with _about(options.input), _Bar("decoding") as progress:
+            codec = pictures.codec_of(reader, options.frame, options.bundle, options.backend, options.threads)
             wanted = {
                 "region": options.region, "frame": options.frame, "level": options.level, "key": key,
                 "conceal": options.conceal, "blanks": blanks, "progress": progress,
@@ -589,10 +589,10 @@ def _prove_pixels(options: argparse.Namespace, source: Any) -> None:
     from .runtime.errors import InputError
     from .runtime.reader import Reader
 
-    codec = pictures.codec(options.bundle, options.backend, options.threads)
     with _about(options.input):
         reader = Reader(source)
         for frame in range(reader.frame_count):
+            codec = pictures.codec_of(reader, frame, options.bundle, options.backend, options.threads)
             where = f"frame {frame}: " if reader.frame_count > 1 else ""
             with _Bar(f"decoding {where.rstrip(': ')}".rstrip()) as progress:
                 if not codec.verify_pixels(reader, frame=frame, progress=progress):

@@ -19,6 +19,7 @@ import numpy as np
 from . import defaults
 from .runtime import inspection
 from .runtime.bitstream import Metadata
+from .runtime.bundle import shipped_identities
 from .runtime.codec import Codec
 from .runtime.encoder import Favoured, Protection
 from .runtime.errors import InputError
@@ -42,6 +43,19 @@ def codec(bundle: str | None = None, backend: str = defaults.BACKEND, threads: i
 @lru_cache(maxsize=CODECS_KEPT)
 def _opened(bundle: str | None, backend: str, threads: int | None) -> Codec:
     return Codec.open(bundle, backend, threads)
+
+
+def codec_of(
+    reader: Reader,
+    frame: int = 0,
+    bundle: str | None = None,
+    backend: str = defaults.BACKEND,
+    threads: int | None = None,
+) -> Codec:
+    """The opened codec for a frame of a file: where no `bundle` is named, the one in the package that encoded it."""
+    if bundle is None:
+        bundle = shipped_identities().get(reader.record(frame).bundle.hex())
+    return codec(bundle, backend, threads)
 
 
 def encode(
@@ -88,8 +102,9 @@ def decode(
     `region` is (x, y, width, height) in pixels of `level`, which has 1 / 2**level of the width and height. `key` opens
     encrypted tiles; `conceal` fills lost ones from the overview instead of raising InputError.
     """
-    return codec(_key(bundle), backend, threads).decode(
-        data, region=region, frame=frame, level=level, key=key, conceal=conceal
+    reader = Reader(data)
+    return codec_of(reader, frame, _key(bundle), backend, threads).decode(
+        reader, region=region, frame=frame, level=level, key=key, conceal=conceal
     )
 
 
@@ -201,10 +216,13 @@ class File(Sequence[Frame]):
         return self[0].read_region(x, y, width, height, level, **options)
 
     def _decode(self, **options: Any) -> np.ndarray:
-        return codec(*self._codec_settings).decode(self.reader, key=self._key, **options)
+        return self._codec(options).decode(self.reader, key=self._key, **options)
 
     def _strips(self, **options: Any) -> Iterator[np.ndarray]:
-        return codec(*self._codec_settings).strips(self.reader, key=self._key, **options)
+        return self._codec(options).strips(self.reader, key=self._key, **options)
+
+    def _codec(self, options: dict[str, Any]) -> Codec:
+        return codec_of(self.reader, options.get("frame", 0), *self._codec_settings)
 
     def close(self) -> None:
         self._source.close()

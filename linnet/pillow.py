@@ -100,11 +100,12 @@ class LinnetImageFile(ImageFile.ImageFile):
         return super().load()
 
     def _decoded(self) -> Any:
-        from .pictures import codec
+        from .pictures import codec_of
 
         blanks: list[str] = []
         try:
-            pixels = codec().decode(self._reader, frame=self._frame, level=self._level, blanks=blanks)
+            codec = codec_of(self._reader, self._frame)
+            pixels = codec.decode(self._reader, frame=self._frame, level=self._level, blanks=blanks)
         except LinnetError as error:
             raise OSError(str(error)) from error
         for sentence in blanks:

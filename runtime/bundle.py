@@ -12,7 +12,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,27 @@ SHIPPED = "camera"
 """Name of the bundle inside the package that is used when none is given."""
 
 
-def shipped_path() -> Path:
-    """Where the package keeps its own bundle, in the source tree as once installed."""
-    return Path(str(files(__package__.partition(".")[0]))) / "bundles" / f"{SHIPPED}.lntb"
+def shipped() -> dict[str, Path]:
+    """The bundles inside the package by name, in the source tree as once installed."""
+    folder = Path(str(files(__package__.partition(".")[0]))) / "bundles"
+    return {path.stem: path for path in sorted(folder.glob("*.lntb"))}
+
+
+def locate(bundle: str | Path | None = None) -> Path:
+    """Where a bundle is: a path, or the name of one inside the package; None is `SHIPPED`."""
+    inside = shipped()
+    name = SHIPPED if bundle is None else str(bundle)
+    return inside[name] if name in inside and (bundle is None or not Path(name).exists()) else Path(name)
+
+
+@cache
+def shipped_identities() -> dict[str, str]:
+    """Name by identity of the bundles inside the package; reads no more than their manifests."""
+    found = {}
+    for name, path in shipped().items():
+        with zipfile.ZipFile(path) as archive:
+            found[hashlib.sha256(archive.read(MANIFEST)).hexdigest()] = name
+    return found
 
 
 class Bundle:
@@ -80,8 +98,8 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Bundle:
-        """Read the zip or directory at `path`; None opens the shipped bundle."""
-        path = shipped_path() if path is None else Path(path)
+        """Read the zip or directory at `path`, or the bundle of that name in the package; None opens `SHIPPED`."""
+        path = locate(path)
         if path.is_dir():
             members = {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
             return cls(members, str(path))

@@ -270,10 +270,10 @@ def test_another_bundle_is_named(codec: Codec) -> None:
 def test_bundle_refuses_a_changed_member(codec: Codec, tmp_path) -> None:  # type: ignore[no-untyped-def]
     import zipfile
 
-    from linnet.runtime.bundle import shipped_path
+    from linnet.runtime.bundle import locate
 
     broken = tmp_path / "broken.lntb"
-    with zipfile.ZipFile(shipped_path()) as source, zipfile.ZipFile(broken, "w") as target:
+    with zipfile.ZipFile(locate()) as source, zipfile.ZipFile(broken, "w") as target:
         for name in source.namelist():
             content = source.read(name)
             target.writestr(name, content[:-1] + b"\1" if name == "tables.npz" else content)

@@ -150,20 +150,20 @@ def test_no_shapeless_module_names() -> None:
 
 def test_shipped_bundle_is_found_in_the_tree_and_once_installed(tmp_path: Path) -> None:
     """An installed package nests the folders that the tree keeps side by side."""
-    from linnet.runtime.bundle import shipped_path
+    from linnet.runtime.bundle import locate
 
-    assert shipped_path() == Path(linnet.__file__).parent / "bundles" / shipped_path().name
-    assert shipped_path().is_file()
+    assert locate() == Path(linnet.__file__).parent / "bundles" / locate().name
+    assert locate().is_file()
     skipped = shutil.ignore_patterns("__pycache__", "bundles", "native")
     shutil.copytree(ROOT / "linnet", tmp_path / "linnet", ignore=skipped)
     shutil.copytree(ROOT / "runtime", tmp_path / "linnet" / "runtime", ignore=skipped)
     for library in Path(core.__file__).parent.glob("_native*"):
         shutil.copy(library, tmp_path / "linnet" / "runtime")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-    code += "from linnet.runtime.bundle import shipped_path; print(shipped_path())"
+    code += "from linnet.runtime.bundle import locate; print(locate())"
     result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert Path(result.stdout.strip()) == tmp_path / "linnet" / "bundles" / shipped_path().name
+    assert Path(result.stdout.strip()) == tmp_path / "linnet" / "bundles" / locate().name
 
 
 # The documents
