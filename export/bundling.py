@@ -139,7 +139,7 @@ def bundle_camera(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
         "radii": radii,
     }
     manifest = {
-        "name": "camera",
+        "name": out.stem,
         "architecture": "camera",
         "latent_channels": LATENT_CHANNELS,
         "hyper_channels": HYPER_CHANNELS,
