@@ -107,7 +107,7 @@ def targets(
     """The engines for what is `asked_for`, with batches of at most `batch`, network by network.
 
     Large tensors are computed in overlapping pieces so that few engines do; `more_work` is the share of additional
-    multiplications that this may cost (0: an engine for every shape).
+    work that this may cost (0: an engine for every shape).
     """
     return [
         Target(network, tuple((name, (count, *place, c)) for name, c in bundle.networks[network].inputs.items()))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -24,6 +23,9 @@ Place = tuple[int, int]
 """Height and width of a network's inputs."""
 MOST_CUTS = 6
 """Pieces along one side that `few_places` considers."""
+PIECE_MACS = 5e7
+"""What cutting out a piece, starting it and putting it back costs beside its arithmetic, in multiplications: some ten
+microseconds of a GPU that does a few 10^12 of them per second. Not measured."""
 IMPOSSIBLE = 1e30
 """Work that no shape of engine can do."""
 
@@ -50,11 +52,12 @@ class Piece:
         rows, columns = self.rows.start, self.columns.start
         return self.item, slice(rows, rows + height), slice(columns, columns + width)
 
-    def kept(self, scale: Fraction) -> tuple[tuple[slice, slice], tuple[int, slice, slice]]:
-        """What is right of an output with `scale` positions per input position: in the piece, and in the whole."""
+    def kept(self, height: int, output_height: int) -> tuple[tuple[slice, slice], tuple[int, slice, slice]]:
+        """What is right of an output, in the piece and in the whole: `height` input rows are `output_height` rows."""
 
         def part(span: Span, origin: int) -> slice:
-            return slice(int((span.first - origin) * scale), int((span.last - origin) * scale))
+            first, last = span.first - origin, span.last - origin
+            return slice(first * output_height // height, last * output_height // height)
 
         inside = part(self.rows, self.rows.start), part(self.columns, self.columns.start)
         return inside, (self.item, part(self.rows, 0), part(self.columns, 0))
@@ -62,10 +65,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What cutting needs to know of a network: pieces begin at multiples of `step`, and lose `margin` inside."""
+    """What cutting needs to know of a network: pieces begin at multiples of `step`, and lose `margin` inside.
+
+    `macs` are the multiplications per input position.
+    """
 
     step: int
     margin: int
+    macs: float = 0.0
 
     @classmethod
     def of(cls, network: Network) -> Geometry:
@@ -79,13 +86,20 @@ class Geometry:
                 stride /= node.block
             strides[node.output] = stride
         step = math.ceil(max(strides.values()))
-        return cls(step, math.ceil(network.receptive_radius() / step) * step)
+        margin = math.ceil(network.receptive_radius() / step) * step
+        return cls(step, margin, sum(count for _, count in network.macs()))
 
-    def pieces(self, count: int, tensor: Place, piece: Place) -> list[Piece] | None:
-        """The pieces that cover `count` tensors, or None where they cannot be cut so."""
+    def work(self, piece: Place) -> float:
+        """What a piece costs, in multiplications."""
+        return PIECE_MACS + self.macs * piece[0] * piece[1]
+
+    def count(self, tensor: Place, piece: Place) -> int:
+        """How many pieces cover a tensor; 0 where it cannot be cut so."""
+        return len(spans(tensor[0], piece[0], self)) * len(spans(tensor[1], piece[1], self))
+
+    def pieces(self, count: int, tensor: Place, piece: Place) -> list[Piece]:
+        """The pieces that cover `count` tensors; none where they cannot be cut so."""
         rows, columns = (spans(length, side, self) for length, side in zip(tensor, piece, strict=True))
-        if not rows or not columns:
-            return None
         return [Piece(item, row, column) for item in range(count) for row in rows for column in columns]
 
 
@@ -119,12 +133,10 @@ class _Choice:
             for height in _sides({height for height, _ in self.places}, geometry)
             for width in _sides({width for _, width in self.places}, geometry)
         ]
-        covers = [[geometry.pieces(1, place, shape) or () for place in self.places] for shape in self.candidates]
-        self.pieces = np.array([[len(pieces) for pieces in row] for row in covers])
-        macs = sum(count for _, count in network.macs())
+        self.pieces = np.array([[geometry.count(place, shape) for place in self.places] for shape in self.candidates])
+        of_piece = np.array([geometry.work(shape) for shape in self.candidates])
         calls = np.array([sum(wanted[place]) for place in self.places])
-        sizes = np.array([height * width for height, width in self.candidates], float)
-        self.work = np.where(self.pieces > 0, macs * sizes[:, None] * calls * self.pieces, IMPOSSIBLE)
+        self.work = np.where(self.pieces > 0, of_piece[:, None] * calls * self.pieces, IMPOSSIBLE)
         self.chosen: list[int] = []
 
     @property
@@ -144,9 +156,9 @@ def few_places(
 ) -> list[tuple[str, Place, int]]:
     """Few engines that serve every call: (network, height and width, batch, at most `batch`).
 
-    `wanted` maps networks and the places that are asked of them to the batch of each such call. All calls together
-    multiply and accumulate no more than the share `more_work` more often than engines of exactly those shapes would.
-    Shapes are taken one by one, each time the one that saves most.
+    `wanted` maps networks and the places that are asked of them to the batch of each such call. All calls together cost
+    no more than the share `more_work` more than with engines of exactly those shapes, counted in multiplications, with
+    PIECE_MACS for each piece. Shapes are taken one by one, each time the one that saves most.
     """
     choices = {name: _Choice(networks[name], places) for name, places in wanted.items()}
     enough = (1 + more_work) * sum(choice.work.min(axis=0).sum() for choice in choices.values())

@@ -7,7 +7,7 @@
 // Limits. Nothing is read or written twice from memory (halos aside), so memory bounds every kernel: 6 bytes per pixel
 // with RGB, 4.5 with NV12. A frame of 3840 x 2160 takes at least 50 or 37 MB / bandwidth. Four blocks, a group, are 48
 // bytes of planes: to_planes gives 16 of them, one store, to each of three neighbouring threads, so that a warp writes
-// 512 bytes in a row; each computes two blocks for that (a third of the arithmetic twice, which is not the limit).
+// 512 bytes in a row; each computes two blocks for that (half as much arithmetic again, which is not the limit).
 // Planes must begin at a multiple of 16 bytes and have rows of whole groups.
 
 typedef unsigned char byte;

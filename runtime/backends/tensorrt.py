@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -255,9 +254,7 @@ class Engine:
     def pieces(self, inputs: Inputs) -> list[Piece]:
         """The pieces of `inputs` that the engine computes one by one."""
         count, *size = inputs[self.inputs[0].name].shape[:3]
-        found = self.geometry.pieces(count, tuple(size), self.target.size)
-        assert found is not None, "the backend chooses engines that fit"
-        return found
+        return self.geometry.pieces(count, tuple(size), self.target.size)
 
     def outputs_for(self, inputs: Inputs) -> list[np.ndarray]:
         """Empty arrays for the results of `inputs`, which may be larger than the engine."""
@@ -339,9 +336,9 @@ class Lane:
         """Wait for the batch and copy what is right of each piece to `outputs`."""
         self._stream.synchronize()
         for tensor, output in zip(engine.outputs, outputs, strict=True):
-            scale = Fraction(tensor.shape[1], engine.target.size[0])
+            heights = engine.target.size[0], tensor.shape[1]
             for slot, piece in zip(tensor.of(self._host), pieces, strict=False):
-                inside, outside = piece.kept(scale)
+                inside, outside = piece.kept(*heights)
                 output[outside] = slot[inside]
 
     def _enqueue(self, engine: Engine, context: Any, copied: bool) -> None:
@@ -574,8 +571,8 @@ class TensorRTBackend:
         return self._runner.run(self._engine(Target(network, shapes)), inputs)
 
     def _engine(self, wanted: Target) -> Engine:
-        """The loaded engine for `wanted`: of those that fit the one that computes the least."""
-        costs = [(self._positions(record.target, wanted), record) for record in self._records]
+        """The loaded engine for `wanted`: of those that fit the one that costs the least."""
+        costs = [(self._work(record.target, wanted), record) for record in self._records]
         fitting = [(cost, -record.target.batch, record) for cost, record in costs if cost is not None]
         if not fitting:
             known = self._reasons.get(wanted.network)
@@ -595,14 +592,13 @@ class TensorRTBackend:
             raise found
         return found
 
-    def _positions(self, target: Target, wanted: Target) -> int | None:
-        """How many input positions the engine `target` computes for `wanted`, fillings included; None: it does not."""
+    def _work(self, target: Target, wanted: Target) -> float | None:
+        """What the engine `target` costs for `wanted`, filled-up batches included; None where it cannot compute it."""
         if target.network != wanted.network:
             return None
-        pieces = self._geometries[target.network].pieces(wanted.batch, wanted.size, target.size)
-        if pieces is None:
-            return None
-        return -(-len(pieces) // target.batch) * target.batch * target.size[0] * target.size[1]
+        geometry = self._geometries[target.network]
+        pieces = wanted.batch * geometry.count(wanted.size, target.size)
+        return -(-pieces // target.batch) * target.batch * geometry.work(target.size) or None
 
     def _load(self, record: Record) -> Engine:
         target = record.target
