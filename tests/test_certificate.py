@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,3 +174,30 @@ def test_the_check_by_hand_in_the_document_runs() -> None:
     text = (Path(__file__).parent.parent / "docs" / "integers.md").read_text()
     (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     exec(compile(code, "docs/integers.md", "exec"), {})
+
+
+def test_the_shipped_graphs_spell_the_networks_that_were_proved(bundle: Bundle) -> None:
+    onnx = pytest.importorskip("onnx")
+    from linnet.calibration.onnx_forms import onnxruntime_form, qdq_form
+
+    for form, spell in (("qdq", qdq_form), ("onnxruntime", onnxruntime_form)):
+        for name, stored in bundle.graphs(form).items():
+            graph = onnx.load_from_string(stored).graph
+            spelled = onnx.load_from_string(spell(bundle.networks[name])).graph
+            assert [node.op_type for node in graph.node] == [node.op_type for node in spelled.node]
+            # A bundle may name its constants otherwise; the values, node by node, are what counts.
+            for ours, theirs in zip(spelled.node, graph.node, strict=True):
+                assert ours.attribute == theirs.attribute
+                for a, b in zip(ours.input, theirs.input, strict=True):
+                    assert _constant(spelled, a) == _constant(graph, b)
+
+
+def _constant(graph: Any, name: str) -> tuple[tuple[int, ...], str, bytes] | None:
+    """Shape, type and bytes of an initializer; None for what a node computes."""
+    from onnx import numpy_helper
+
+    for initializer in graph.initializer:
+        if initializer.name == name:
+            value = numpy_helper.to_array(initializer)
+            return value.shape, str(value.dtype), value.tobytes()
+    return None

@@ -24,7 +24,7 @@ VECTORS = Path(__file__).resolve().parent.parent / "vectors"
 pytestmark = pytest.mark.portability
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _only_when_asked(request: pytest.FixtureRequest) -> None:
     if "portability" not in request.config.option.markexpr:
         pytest.skip("emulates other machines: make test-portability")
