@@ -20,9 +20,14 @@ from ..runtime.errors import InputError, UsageError
 from ..runtime.network import (
     ACCUMULATOR_LIMIT,
     ACTIVATION_EXP,
+    EXACT,
+    FREE,
     MAX_SHIFT,
     MIN_SHIFT,
     WEIGHT_LIMIT,
+    WIDE,
+    WIDE_ACCUMULATOR_LIMIT,
+    WIDE_WEIGHT_LIMIT,
     Add,
     Concat,
     Conv,
@@ -49,6 +54,7 @@ class LayerProof:
     shift_min: int
     shift_max: int
     odd: bool
+    format: str = EXACT
 
 
 class RuleBroken(UsageError):
@@ -59,8 +65,16 @@ class RuleBroken(UsageError):
         self.network, self.layer, self.rule = network, layer, rule
 
 
-def prove_conv(network: str, node: Conv) -> LayerProof:
-    """Prove one convolution or raise RuleBroken."""
+def prove_conv(network: str, node: Conv, bits_in: int = 8) -> LayerProof:
+    """Prove one convolution, whose input has `bits_in` bits, or raise RuleBroken.
+
+    In the format w8a16b32 it is proved that no partial sum leaves int32; there, rounding is defined as halves up. In
+    the format int8 the same, and nothing about the float32 product that follows.
+    """
+    exact = node.format == EXACT
+    weight_limit, accumulator_limit = (
+        (WEIGHT_LIMIT, ACCUMULATOR_LIMIT) if exact else (WIDE_WEIGHT_LIMIT, WIDE_ACCUMULATOR_LIMIT)
+    )
 
     def require(condition: bool, rule: str, detail: str) -> None:
         if not condition:
@@ -83,14 +97,22 @@ def prove_conv(network: str, node: Conv) -> LayerProof:
     )
     require(node.stride >= 1 and node.padding >= 0, "strides and paddings count", f"{node.stride} and {node.padding}")
     peak = int(np.abs(weight).max())
-    require(peak <= WEIGHT_LIMIT, f"weights within +-{WEIGHT_LIMIT}", f"the largest is {peak}")
+    require(peak <= weight_limit, f"weights within +-{weight_limit}", f"the largest is {peak}")
     require(bool((shift <= MAX_SHIFT).all()), f"shift at most {MAX_SHIFT}", f"the largest is {shift.max()}")
-    # The input is -128..127: 128 times the sum of magnitudes bounds every partial sum in every order, too.
-    bounds = 128 * np.abs(weight).reshape(len(weight), -1).sum(1) + np.abs(bias)
+    # The input is -128..127, or as much of 16 bits: 128 times the sum of magnitudes bounds every partial sum, too.
+    bounds = (1 << (bits_in - 1)) * np.abs(weight).reshape(len(weight), -1).sum(1) + np.abs(bias)
     bound = int(bounds.max())
-    require(bound < ACCUMULATOR_LIMIT, "accumulators below 2^24", f"channel {bounds.argmax()} can reach {bound}")
+    require(
+        bound < accumulator_limit,
+        f"accumulators below 2^{accumulator_limit.bit_length() - 1}",
+        f"channel {bounds.argmax()} can reach {bound}",
+    )
     odd = bool((weight % 2 == 0).all() and (bias % 2 == 1).all())
-    if not node.raw:
+    if node.format == FREE:
+        free = node.scale is not None and node.scale.dtype == np.float32 and bool((node.scale > 0).all())
+        require(free, "free scales are positive float32", "they are missing or are not")
+        require(not node.raw and node.bits == 8, "int8 gives int8", "it is raw or has 16 bits")
+    if not node.raw and exact:
         # A raw accumulator is not rounded, so it cannot tie.
         require(
             odd,
@@ -102,16 +124,20 @@ def prove_conv(network: str, node: Conv) -> LayerProof:
         node.name,
         peak,
         bound,
-        float(np.round(np.log2(ACCUMULATOR_LIMIT / bound), 2)),
+        float(np.round(np.log2(accumulator_limit / bound), 2)),
         int(shift.min()),
         int(shift.max()),
         odd,
+        node.format,
     )
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """`kind` is "int8" (scale 2**-7) or "raw"; `step` is positions of the input's plane per position of this one."""
+    """`kind` is "int8" (scale 2**-7), "int16" (2**-15, only in w8a16b32) or "raw".
+
+    `step` is positions of the input's plane per position of this one.
+    """
 
     kind: str
     channels: int
@@ -126,13 +152,15 @@ def _result(network: str, node: Node, sources: list[_Tensor]) -> _Tensor:
             raise RuleBroken(network, node.name, rule, detail)
 
     first, raw = sources[0], isinstance(node, Conv | Add) and node.raw
-    expected = "raw" if isinstance(node, Add) and raw else "int8"
+    expected = "raw" if isinstance(node, Add) and raw else "int16" if first.kind == "int16" else "int8"
     wrong = [source.kind for source in sources if source.kind != expected]
     require(not wrong, f"inputs are {expected}", f"one of them is {wrong[0] if wrong else expected}")
     if isinstance(node, Conv):
+        narrow = first.kind == "int8" and node.bits == 8
+        require(narrow or node.format == WIDE, "16 bits are of w8a16b32 only", f"it is {node.format}")
         taken = node.weight.shape[1]
         require(taken == first.channels, "channels fit", f"it takes {taken} channels and gets {first.channels}")
-        return _Tensor("raw" if raw else "int8", len(node.weight), first.step * node.stride)
+        return _Tensor("raw" if raw else f"int{node.bits}", len(node.weight), first.step * node.stride)
     if isinstance(node, DepthToSpace):
         square = node.block**2
         require(
@@ -140,13 +168,13 @@ def _result(network: str, node: Node, sources: list[_Tensor]) -> _Tensor:
             "channels fit",
             f"{first.channels} channels do not make blocks of {square}",
         )
-        return _Tensor("int8", first.channels // square, first.step / node.block)
+        return _Tensor(first.kind, first.channels // square, first.step / node.block)
     steps, channels = {source.step for source in sources}, [source.channels for source in sources]
     require(len(steps) == 1, "planes of one size", f"its inputs have {sorted(steps)} times the input's step")
     if isinstance(node, Concat):
-        return _Tensor("int8", sum(channels), first.step)
+        return _Tensor(first.kind, sum(channels), first.step)
     require(len(set(channels)) == 1, "equal scales and channels at adds", f"its inputs have {channels} channels")
-    return _Tensor("raw" if raw else "int8", first.channels, first.step)
+    return _Tensor("raw" if raw else f"int{node.bits}", first.channels, first.step)
 
 
 def prove(network: Network) -> list[LayerProof]:
@@ -164,11 +192,13 @@ def prove(network: Network) -> list[LayerProof]:
         if node.output in tensors:
             raise RuleBroken(network.name, node.name, "tensors are defined once", f"{node.output} was there before")
         if isinstance(node, Conv):
-            proofs.append(prove_conv(network.name, node))
+            proofs.append(prove_conv(network.name, node, 16 if tensors[node.source].kind == "int16" else 8))
         tensors[node.output] = _result(network.name, node, [tensors[source] for source in sources])
     for output in network.outputs:
         if output not in tensors:
             raise RuleBroken(network.name, output, "outputs exist", "no operator makes it")
+        if tensors[output].kind == "int16":
+            raise RuleBroken(network.name, output, "outputs have 8 bits", "it has 16")
         if tensors[output].kind == "raw" and network.name not in ENCODER_ONLY:
             raise RuleBroken(
                 network.name, output, "raw sums only in the encoder", f"only {' and '.join(ENCODER_ONLY)} may give them"
@@ -196,7 +226,7 @@ def certificate(networks: Mapping[str, Network], halo: Mapping[str, int] | None 
             "min_shift": MIN_SHIFT,
             "max_shift": MAX_SHIFT,
         },
-        "networks": {name: [asdict(proof) for proof in prove(network)] for name, network in networks.items()},
+        "networks": {name: [_sheet(proof) for proof in prove(network)] for name, network in networks.items()},
     }
     sheet["receptive_radius"] = {name: network.receptive_radius() for name, network in networks.items()}
     if halo is not None:
@@ -250,3 +280,11 @@ def as_text(sheet: Mapping[str, Any]) -> str:
                 f"{layer['headroom_bits']:4.1f} bits {shifts:>6}  {'odd' if layer['odd'] else 'raw'}"
             )
     return "\n".join(lines)
+
+
+def _sheet(proof: LayerProof) -> dict[str, object]:
+    """The proof as JSON; the contract's own format goes without saying."""
+    sheet = asdict(proof)
+    if proof.format == EXACT:
+        del sheet["format"]
+    return sheet

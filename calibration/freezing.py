@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..runtime.network import WEIGHT_LIMIT, Conv
+from ..runtime.network import FREE, WEIGHT_LIMIT, WIDE_WEIGHT_LIMIT, Conv
 from .qat import ExactConv2d
 
 
@@ -22,18 +22,22 @@ def freeze_conv(layer: ExactConv2d, name: str, source: str, output: str) -> Conv
         output=output,
         weight=np.concatenate(split_weight(weight.numpy(), layer.copies), axis=1),
         bias=bias.numpy().astype(np.int32),
-        shift=exponent.numpy().astype(np.uint8),
+        shift=np.zeros(len(bias), np.uint8) if layer.format == FREE else exponent.numpy().astype(np.uint8),
         stride=layer.stride,
         padding=layer.padding,
         raw=layer.raw,
+        format=layer.format,
+        bits=layer.bits[1],
+        scale=np.exp2(-exponent.numpy()) if layer.format == FREE else None,
     )
 
 
 def split_weight(weight: np.ndarray, copies: int) -> list[np.ndarray]:
-    """`copies` int8 arrays of even weights that sum to the even integers `weight`, each as large as it can be."""
+    """`copies` int8 arrays that sum to the integers `weight`, each as large as it can be; even where `weight` is."""
     parts, rest = [], weight.astype(np.int64)
+    limit = WEIGHT_LIMIT if not (rest % 2).any() else WIDE_WEIGHT_LIMIT
     for _ in range(copies):
-        part = np.clip(rest, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+        part = np.clip(rest, -limit, limit)
         parts.append(part.astype(np.int8))
         rest = rest - part
     return parts

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ..runtime.network import ACTIVATION_EXP, MIN_SHIFT, Add, Concat, Conv, DepthToSpace, Network
+from ..runtime.errors import UsageError
+from ..runtime.network import ACTIVATION_EXP, EXACT, FREE, MIN_SHIFT, WIDE, Add, Concat, Conv, DepthToSpace, Network
 
 OPSET = 17
 IR_VERSION = 8
@@ -63,8 +64,11 @@ def qdq_form(network: Network) -> bytes:
     """The network as Q/DQ ONNX. Boundary tensors are int8 NHWC (raw outputs float32).
 
     What only moves integers stands between a DequantizeLinear and a QuantizeLinear of the same scale: TensorRT's
-    parser lists no int8 for those operators, and takes such a group as the movement of int8 that it is.
+    parser lists no int8 for those operators, and takes such a group as the movement of int8 that it is. Raises
+    UsageError for formats other than int8-exact.
     """
+    if network.formats - {EXACT}:
+        raise UsageError(f"network {network.name} has no Q/DQ form: it is not int8-exact")
     graph = _Graph(network)
     scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
     zero = graph.constant("zero", np.int8(0))
@@ -120,6 +124,8 @@ def qdq_form(network: Network) -> bytes:
 
 def onnxruntime_form(network: Network) -> bytes:
     """The network over uint8 with zero point 128. Boundary tensors are uint8 NHWC (raw outputs float32)."""
+    if WIDE in network.formats:
+        return _double_form(network)
     graph = _Graph(network)
     scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
     zero = graph.constant("zero", np.uint8(ZERO_POINT))
@@ -187,7 +193,10 @@ def _quantised_convolution(graph: _Graph, node: Conv, source: str, out: str, blo
         graph.constant("zero", np.uint8(ZERO_POINT)),
     )
     weight = graph.constant(f"{name}/weight", arranged(node.weight, 0))
-    steps = np.exp2(-arranged(node.shift, MIN_SHIFT).astype(np.float32))
+    if node.format == FREE:
+        steps = arranged(node.scale, 1)
+    else:
+        steps = np.exp2(-arranged(node.shift, MIN_SHIFT).astype(np.float32))
     weight_scale = graph.constant(f"{name}/weight_scale", steps)
     weight_zero = graph.constant(f"{name}/weight_zero", np.zeros(padded, np.int8))
     bias = graph.constant(f"{name}/bias", arranged(node.bias, 1))
@@ -227,11 +236,27 @@ def _raw_convolution(graph: _Graph, node: Conv, source: str, out: str) -> None:
     ONNX Runtime's ConvInteger is some ten times slower than its quantised convolution; MatMulInteger is not. The
     patches are gathered by strided slices of the padded NHWC tensor, one per kernel tap.
     """
-    name, k, stride = node.name, node.weight.shape[2], node.stride
+    name = node.name
     x = graph.add("Transpose", [source], f"{name}/nhwc", perm=_TO_NHWC)
+    patches, matrix = _patches(graph, node, x, graph.constant("zero", np.uint8(ZERO_POINT)))
+    zero = graph.constant("zero", np.uint8(ZERO_POINT))
+    # One for each layer: the precise mode of ONNX Runtime rewrites it, and refuses a graph where two layers share it.
+    zero_weight = graph.constant(f"{name}/zero_weight", np.int8(0))
+    weight = graph.constant(f"{name}/matrix", matrix)
+    wide = graph.add("MatMulInteger", [patches, weight, zero, zero_weight], f"{name}/int32")
+    scale = np.exp2(-(ACTIVATION_EXP + node.shift.astype(np.float64)))
+    wide = graph.add("Cast", [wide], f"{name}/cast", to=TensorProto.FLOAT)
+    wide = graph.add("Mul", [wide, graph.constant(f"{name}/scale", scale.astype(np.float32))], f"{name}/scaled")
+    bias = graph.constant(f"{name}/bias", (node.bias * scale).astype(np.float32))
+    wide = graph.add("Add", [wide, bias], f"{name}/biased")
+    graph.add("Transpose", [wide], out, perm=_TO_NCHW)
+
+
+def _patches(graph: _Graph, node: Conv, x: str, zero: str) -> tuple[str, np.ndarray]:
+    """Patches (N, h, w, k * k * I) of the NHWC tensor `x`, padded with `zero`, and their weights (k * k * I, O)."""
+    name, k, stride = node.name, node.weight.shape[2], node.stride
     if node.padding:
         pads = np.array([0, node.padding, node.padding, 0] * 2, np.int64)
-        zero = graph.constant("zero", np.uint8(ZERO_POINT))
         x = graph.add("Pad", [x, graph.constant(f"{name}/pads", pads), zero], f"{name}/padded")
     taps = []
     axes, steps = (
@@ -245,18 +270,65 @@ def _raw_convolution(graph: _Graph, node: Conv, source: str, out: str) -> None:
             end = graph.constant(f"{name}/end_{dy}_{dx}", np.array([_tap_end(dy, k), _tap_end(dx, k)]))
             taps.append(graph.add("Slice", [x, start, end, axes, steps], f"{name}/tap_{dy}_{dx}"))
     patches = graph.add("Concat", taps, f"{name}/patches", axis=3)
-    matrix = node.weight.transpose(2, 3, 1, 0).reshape(-1, len(node.weight))
-    zero = graph.constant("zero", np.uint8(ZERO_POINT))
-    # One for each layer: the precise mode of ONNX Runtime rewrites it, and refuses a graph where two layers share it.
-    zero_weight = graph.constant(f"{name}/zero_weight", np.int8(0))
-    weight = graph.constant(f"{name}/matrix", np.ascontiguousarray(matrix))
-    wide = graph.add("MatMulInteger", [patches, weight, zero, zero_weight], f"{name}/int32")
-    scale = np.exp2(-(ACTIVATION_EXP + node.shift.astype(np.float64)))
-    wide = graph.add("Cast", [wide], f"{name}/cast", to=TensorProto.FLOAT)
-    wide = graph.add("Mul", [wide, graph.constant(f"{name}/scale", scale.astype(np.float32))], f"{name}/scaled")
-    bias = graph.constant(f"{name}/bias", (node.bias * scale).astype(np.float32))
-    wide = graph.add("Add", [wide, bias], f"{name}/biased")
-    graph.add("Transpose", [wide], out, perm=_TO_NCHW)
+    return patches, np.ascontiguousarray(node.weight.transpose(2, 3, 1, 0).reshape(-1, len(node.weight)))
+
+
+def _double_form(network: Network) -> bytes:
+    """A network with 16-bit activations, every integer held in fp64: sums below 2**31 are exact there in any order."""
+    graph = _Graph(network)
+    zero_point, zero = graph.constant("zero_point", np.float64(ZERO_POINT)), graph.constant("zero", np.float64(0))
+    bits = network.bits
+    limits = {
+        width: [graph.constant(f"least_{width}", np.float64(-(1 << (width - 1)))),
+                graph.constant(f"largest_{width}", np.float64((1 << (width - 1)) - 1))]
+        for width in (8, 16)
+    }  # fmt: skip
+
+    def requantised(x: str, factor: np.ndarray, width: int, out: str) -> None:
+        """floor(x * factor + 1/2), saturated: halves round up."""
+        x = graph.add("Mul", [x, graph.constant(f"{out}/factor", factor)], f"{out}/scaled")
+        x = graph.add("Add", [x, graph.constant("half", np.float64(0.5))], f"{out}/half")
+        graph.add("Clip", [graph.add("Floor", [x], f"{out}/floor"), *limits[width]], out)
+
+    alias = {}
+    for name in network.inputs:
+        x = graph.add("Cast", [name], f"{name}/cast", to=TensorProto.DOUBLE)
+        alias[name] = graph.add("Sub", [x, zero_point], f"{name}/double")
+    for node in network.nodes:
+        out = alias[node.output] = f"{node.output}/double"
+        if isinstance(node, Conv):
+            patches, matrix = _patches(graph, node, alias[node.source], zero)
+            weight = graph.constant(f"{node.name}/matrix", matrix.astype(np.float64))
+            wide = graph.add("MatMul", [patches, weight], f"{out}/sum")
+            bias = graph.constant(f"{node.name}/bias", node.bias.astype(np.float64))
+            wide = graph.add("Add", [wide, bias], f"{out}/accumulator")
+            exponent = bits[node.source] - 1 + node.shift.astype(np.float64)
+            if node.raw:
+                scale = graph.constant(f"{node.name}/scale", np.exp2(-exponent))
+                wide = graph.add("Mul", [wide, scale], f"{out}/scaled")
+                graph.add("Cast", [wide], out, to=TensorProto.FLOAT)
+            else:
+                requantised(wide, np.exp2(node.bits - 1 - exponent), node.bits, out)
+        elif isinstance(node, Add):
+            sources = [alias[source] for source in node.sources]
+            if node.raw:
+                graph.add("Add", sources, out)
+            else:
+                factor = np.float64(2.0 ** (node.bits - bits[node.sources[0]]))
+                requantised(graph.add("Add", sources, f"{out}/sum"), factor, node.bits, out)
+        elif isinstance(node, Concat):
+            graph.add("Concat", [alias[source] for source in node.sources], out, axis=3)
+        elif isinstance(node, DepthToSpace):
+            x = graph.add("Transpose", [alias[node.source]], f"{out}/nchw", perm=_TO_NCHW)
+            x = graph.add("DepthToSpace", [x], f"{out}/moved", blocksize=node.block, mode="CRD")
+            graph.add("Transpose", [x], out, perm=_TO_NHWC)
+    for name in network.outputs:
+        if name in graph.raw:
+            graph.add("Identity", [alias[name]], name)
+        else:
+            shifted = graph.add("Add", [alias[name], zero_point], f"{name}/shifted")
+            graph.add("Cast", [shifted], name, to=TensorProto.UINT8)
+    return graph.model(TensorProto.UINT8)
 
 
 def _tap_end(offset: int, kernel: int) -> int:

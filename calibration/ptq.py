@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import UsageError
-from ..runtime.network import WEIGHT_LIMIT
+from ..runtime.network import EXACT, FORMATS, FREE, MAX_SHIFT
 from .equalisation import equalise, observed_outputs
+from .formats import set_format
 from .observers import OBSERVERS, Histogram, steps
-from .qat import ExactConv2d, weight_exponents
+from .qat import ExactConv2d
 from .rounding import Moments, observed_patches, round_adaptively
 
 QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -57,6 +58,7 @@ class Method:
     observer: str = "minmax"
     equalise: bool = True
     rounding: str = "adaptive"
+    format: str = EXACT
     correct_bias: bool = True
     wide: Mapping[str, int] = field(default_factory=dict)
     per_tensor: bool = False
@@ -64,6 +66,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
             raise UsageError(f"observer {self.observer} does not exist: choose from {', '.join(OBSERVERS)}")
+        if self.format not in FORMATS:
+            raise UsageError(f"format {self.format} does not exist: choose from {', '.join(FORMATS)}")
         if self.rounding not in ROUNDINGS:
             raise UsageError(f"rounding {self.rounding} does not exist: choose from {', '.join(ROUNDINGS)}")
 
@@ -97,6 +101,8 @@ def quantise(
         if name not in convolutions:
             raise UsageError(f"the codec has no layer {name}: the report lists its layers")
         convolutions[name].copies = copies
+    for name, (network, _) in codec.named_networks().items():
+        set_format(name, network, method.format)
     if method.equalise:
         _equalise(codec, images, method.observer, report)
     codec.set_exact(False)
@@ -133,8 +139,9 @@ def round_layer(layer: ExactConv2d, moments: Moments | None, method: Method) -> 
     """Move one layer's weights onto the integer grid and correct its bias for the mean error that this makes."""
     effective, bias = (value.detach().double() for value in layer.effective())
     weight = effective.flatten(1)
-    limit = WEIGHT_LIMIT // 2 * layer.copies
-    step = 2 * torch.exp2(-_exponents(effective, limit, method))[:, None].double()
+    spacing, limit = layer.grid
+    exponents = _exponents(layer, effective, method)
+    step = spacing * torch.exp2(-exponents.double())[:, None]
     wanted = weight / step
     if method.rounding == "adaptive" and moments is not None:
         rounded = round_adaptively(wanted, moments.covariance, limit)
@@ -146,17 +153,19 @@ def round_layer(layer: ExactConv2d, moments: Moments | None, method: Method) -> 
         layer.gain.fill_(1.0)
         layer.weight.copy_((rounded * step).reshape(layer.weight.shape))
         layer.bias.copy_(bias)
+    layer.fixed_exponents = exponents.to(layer.weight.dtype)
 
 
-def _exponents(weight: Tensor, limit: int, method: Method) -> Tensor:
-    """(O,): the grid of output channel o is the multiples of 2 * 2**-e."""
-    peaks = weight_exponents(weight, 2 * limit)
+def _exponents(layer: ExactConv2d, weight: Tensor, method: Method) -> Tensor:
+    """(O,): the scale of output channel o's integers is 2**-e."""
+    peaks = layer.exponents(weight)
     if method.per_tensor:
         return peaks.min().expand_as(peaks)
     if method.observer == "minmax":
         return peaks
     histogram = Histogram(len(weight))
     histogram.add(weight.flatten(1).numpy())
-    step = torch.from_numpy(steps(histogram, method.observer, limit, power_of_two=True))
-    # An observer may clip, which gains a bit; it never gives a coarser grid than the weights' peak needs.
-    return torch.where(step > 0, 1 - torch.log2(step.clamp_min(2.0**-30)), peaks.double()).maximum(peaks).clamp(max=24)
+    spacing, levels = layer.grid
+    step = torch.from_numpy(steps(histogram, method.observer, levels, power_of_two=layer.format != FREE)) / spacing
+    # An observer may clip, which makes the grid finer; it never gives a coarser one than the weights' peak needs.
+    return torch.where(step > 0, -torch.log2(step.clamp_min(2.0**-30)), peaks).maximum(peaks).clamp(max=MAX_SHIFT)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..runtime.network import ACTIVATION_EXP, MAX_SHIFT, MIN_SHIFT, WEIGHT_LIMIT
+from ..runtime.network import ACTIVATION_EXP, EXACT, FREE, MAX_SHIFT, MIN_SHIFT, WEIGHT_LIMIT, WIDE_WEIGHT_LIMIT
 
 FULL_SCALE = 1.0 - 2.0**-ACTIVATION_EXP
 """Largest activation, 127/128."""
@@ -47,6 +47,12 @@ def saturate(x: Tensor, exact: bool) -> Tensor:
     return _Saturate.apply(x, exact)
 
 
+def saturate_to(x: Tensor, bits: int) -> Tensor:
+    """Clip to [-1, 1 - 2**-(bits - 1)] and round to multiples of 2**-(bits - 1), halves up; no gradient of its own."""
+    unit = 2.0 ** (bits - 1)
+    return (torch.floor(x * unit + 0.5) / unit).clamp(-1.0, 1.0 - 1.0 / unit)
+
+
 def weight_exponents(weight: Tensor, limit: int = WEIGHT_LIMIT) -> Tensor:
     """Per output channel the largest e such that |weight| * 2**e stays within `limit`. Shape (O,)."""
     peak = weight.detach().flatten(1).abs().amax(1).clamp_min(2.0**-18)
@@ -60,7 +66,8 @@ class ExactConv2d(nn.Module):
     elsewhere. `gain` is a power of two between the stored and the effective weight: it sets the layer's learning
     rate relative to its weights' magnitude, which spans three decades across this codec. `copies` > 1 makes the layer
     wide: the integer network sees its input so many times, and each weight is the sum of as many int8 weights. Two
-    copies are one bit more, at twice the multiplications, within the contract.
+    copies are one bit more, at twice the multiplications, within the contract. `format` and `bits` (of the input and of
+    the output) are those of `runtime.network.Conv`; they matter where `exact` is on. Only "int8-exact" can be trained.
     """
 
     def __init__(
@@ -81,6 +88,9 @@ class ExactConv2d(nn.Module):
         self.register_buffer("gain", torch.tensor(1.0))
         nn.init.kaiming_normal_(self.weight)
         self.copies = 1
+        self.format, self.bits = EXACT, (8, 8)
+        self.fixed_exponents: Tensor | None = None
+        """(O,), where calibration has chosen the scales; else they follow the weights."""
         self.exact = False
 
     def set_weight(self, weight: Tensor) -> None:
@@ -96,18 +106,37 @@ class ExactConv2d(nn.Module):
         """Weight and bias before rounding."""
         return self.weight * self.gain, self.bias
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(distance between neighbouring integer weights, how many of them lie above 0)."""
+        spacing, limit = (2, WEIGHT_LIMIT) if self.format == EXACT else (1, WIDE_WEIGHT_LIMIT)
+        return spacing, limit * self.copies // spacing
+
+    def exponents(self, weight: Tensor) -> Tensor:
+        """(O,): e per output channel, such that `weight` spans the integers at the scale 2**-e."""
+        if self.fixed_exponents is not None:
+            return self.fixed_exponents
+        spacing, levels = self.grid
+        if self.format != FREE:
+            return weight_exponents(weight, spacing * levels)
+        peak = weight.detach().flatten(1).abs().amax(1).clamp_min(2.0**-18)
+        return -torch.log2(peak / levels)
+
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(weight, bias, exponent): even integers of at most WEIGHT_LIMIT per copy, odd integers, and e per output
-        channel with scale 2**-e."""
+        """(weight, bias, exponent): integers, even and odd if the format asks for it, and e per output channel with
+        scale 2**-e."""
         weight, bias = self.effective()
-        limit = WEIGHT_LIMIT * self.copies
-        exponent = weight_exponents(weight, limit)
-        half = (2.0 ** (exponent - 1)).reshape(-1, 1, 1, 1)
-        weight_int = 2 * torch.round(weight * half).clamp(-limit // 2, limit // 2)
-        bias_int = 2 * torch.floor(bias.double() * 2.0 ** (exponent.double() + ACTIVATION_EXP - 1)) + 1
+        spacing, levels = self.grid
+        exponent = self.exponents(weight)
+        per_step = (2.0**exponent / spacing).reshape(-1, 1, 1, 1)
+        weight_int = spacing * torch.round(weight * per_step).clamp(-levels, levels)
+        scaled_bias = bias.double() * 2.0 ** (exponent.double() + self.bits[0] - 1)
+        bias_int = 2 * torch.floor(scaled_bias / 2) + 1 if self.format == EXACT else torch.round(scaled_bias)
         return weight_int, bias_int, exponent
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.exact and self.format != EXACT:
+            return self._free_forward(x)
         weight, bias = self.effective()
         if self.exact:
             with torch.no_grad():
@@ -119,12 +148,31 @@ class ExactConv2d(nn.Module):
         y = F.conv2d(x, weight, bias, self.stride, self.padding)
         return y if self.raw else saturate(y, self.exact)
 
+    def _free_forward(self, x: Tensor) -> Tensor:
+        """The integer layer in the formats beyond fp32's exact range, computed in fp64."""
+        weight, bias, exponent = self.integers()
+        unit = 2.0 ** (self.bits[0] - 1)
+        y = F.conv2d(x.double() * unit, weight.double(), bias.double(), self.stride, self.padding)
+        if self.format == FREE:
+            scale = (2.0**-exponent).float().reshape(-1, 1, 1)
+            return (torch.round(y.float() * scale) / 2**ACTIVATION_EXP).clamp(-1.0, FULL_SCALE)
+        y = y * (2.0 ** -exponent.double() / unit).reshape(-1, 1, 1)
+        return (y if self.raw else saturate_to(y, self.bits[1])).float()
+
 
 class SaturatingAdd(nn.Module):
-    """Sum of two tensors of equal scale, saturated. Integers stay integers: nothing is rounded."""
+    """Sum of two tensors of equal scale, saturated. Integers of equal width stay integers: nothing is rounded.
+
+    `bits` of the inputs and of the output are 8 but in the format "w8a16b32".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bits = (8, 8)
+        self.exact = False
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return saturate(a + b, False)
+        return saturate_to(a + b, self.bits[1]) if self.exact and self.bits[0] > 8 else saturate(a + b, False)
 
 
 class LayerTracer(fx.Tracer):

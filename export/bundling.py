@@ -18,9 +18,9 @@ from ..calibration.entropy_tables import fitted_tables, laplacian_tables
 from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, UsageError
 from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
-from ..runtime.network import ACTIVATION_EXP, Conv, Network, arrays, describe
+from ..runtime.network import ACTIVATION_EXP, EXACT, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
 from .models.camera import CODING_STEPS, HYPER_CHANNELS, LATENT_CHANNELS, LOG2_SCALE_BIAS, Camera
 from .tracing import trace
@@ -75,6 +75,8 @@ def load_bundle_into_camera(bundle: Bundle) -> Camera:
     """The PyTorch model that computes what `bundle` computes: its integers become the layers' weights, exactly."""
     codec = Camera()
     for name, (module, _) in codec.named_networks().items():
+        if bundle.networks[name].formats - {EXACT}:
+            raise UsageError(f"network {name} is not int8-exact: only such bundles become PyTorch models again")
         for node in bundle.networks[name].nodes:
             if isinstance(node, Conv):
                 layer = module.get_submodule(node.name)
@@ -171,9 +173,11 @@ def write_codec(
         "known_answers.npz": pack_arrays(known_answers(networks)),
         "certificate.json": json.dumps(certificate(networks, manifest["halo"]), indent=1).encode(),
     }
-    qdq_forms = {name: qdq_form(network) for name, network in networks.items()}
+    # Other formats than the contract's have no Q/DQ form: such a bundle runs on ONNX Runtime's CPU kernels only.
+    exact = all(network.formats <= {EXACT} for network in networks.values())
+    qdq_forms = {name: qdq_form(network) for name, network in networks.items()} if exact else {}
     tensorrt_rules.check(qdq_forms)
+    members |= {f"onnx/{name}.qdq.onnx": graph for name, graph in qdq_forms.items()}
     for name, network in networks.items():
         members[f"onnx/{name}.onnxruntime.onnx"] = onnxruntime_form(network)
-        members[f"onnx/{name}.qdq.onnx"] = qdq_forms[name]
     return write_bundle(out, manifest, members)

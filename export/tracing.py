@@ -41,7 +41,7 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
                 raw.add(node.name)
             nodes.append(conv)
         elif isinstance(target, SaturatingAdd):
-            nodes.append(Add(str(node.target), (sources[0], sources[1]), node.name, raw=False))
+            nodes.append(Add(str(node.target), (sources[0], sources[1]), node.name, raw=False, bits=target.bits[1]))
         elif target is torch.cat:
             nodes.append(Concat(node.name, tuple(sources), node.name))
         elif target is nn.functional.pixel_shuffle:

@@ -51,7 +51,11 @@ def main(options: argparse.Namespace) -> int:
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist; make it first")
     method = Method(
-        observer=options.observer, rounding=options.rounding, equalise=options.equalise, wide=dict(options.wide or ())
+        observer=options.observer,
+        rounding=options.rounding,
+        format=options.format,
+        equalise=options.equalise,
+        wide=dict(options.wide or ()),
     )
     started = perf_counter()
     codec, name = load_float_camera(Path(options.codec)), "camera"
@@ -69,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
     report = Report(
         codec=name,
         identity=identity,
-        format="int8-exact",
+        format=method.format,
         method={"observer": method.observer, "rounding": method.rounding, "equalisation": method.equalise},
         calibration_images=len(kept),
         measured_images=len(shown),

@@ -315,6 +315,10 @@ def _add_calibrate(commands: Any) -> None:
     calibrate.add_argument("--images", required=True, metavar="DIR", help="photographs like those it will see")
     calibrate.add_argument("--out", required=True, metavar="BUNDLE", help="the bundle to write")
     calibrate.add_argument(
+        "--format", choices=defaults.FORMATS, default=defaults.FORMATS[0],
+        help=f"of the networks, docs/calibration.md; else {defaults.FORMATS[0]}",
+    )  # fmt: skip
+    calibrate.add_argument(
         "--observer", choices=defaults.OBSERVERS, default=defaults.OBSERVERS[0],
         help=f"what sets limits of activations and weights, else {defaults.OBSERVERS[0]}",
     )  # fmt: skip

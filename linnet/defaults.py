@@ -13,3 +13,4 @@ DEVICES = ("orin-nano", "orin-nx", "agx-orin", "thor", "this")
 OBSERVERS = ("minmax", "percentile", "entropy", "mse")
 ROUNDINGS = ("adaptive", "nearest")
 TUNING_STEPS = 1000
+FORMATS = ("int8-exact", "int8", "w8a16b32")

@@ -161,6 +161,12 @@ class Bundle:
 
     def graphs(self, form: str) -> dict[str, bytes]:
         """Serialized ONNX models by network; `form` is "onnxruntime" or "qdq"."""
+        for name in self.manifest["networks"]:
+            if f"onnx/{name}.{form}.onnx" not in self._members:
+                raise MachineError(
+                    f"bundle {self._origin} has no {form} form of network {name}, since it is not all int8-exact: "
+                    "use --backend onnxruntime"
+                )
         return {name: self._members[f"onnx/{name}.{form}.onnx"] for name in self.manifest["networks"]}
 
 

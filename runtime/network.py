@@ -7,7 +7,7 @@ written; the ONNX graphs beside it in a bundle are other spellings of the same l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,12 @@ MIN_SHIFT = 2
 MAX_SHIFT = 24
 ACCUMULATOR_LIMIT = 1 << 24
 """Accumulators stay below this, so that fp32 holds every partial sum exactly."""
+EXACT, FREE, WIDE = "int8-exact", "int8", "w8a16b32"
+"""Formats of a convolution, see `Conv`."""
+FORMATS = (EXACT, FREE, WIDE)
+WIDE_WEIGHT_LIMIT = 127
+WIDE_ACCUMULATOR_LIMIT = 1 << 31
+"""For the two other formats: int32 holds every partial sum, and fp64 does with room to spare."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class Conv:
 
     weight (O, I, k, k) int8 even; bias (O,) int32 odd; shift (O,) uint8: the accumulator of output channel o has the
     scale 2**-(ACTIVATION_EXP + shift[o]). `raw` gives the accumulator itself, times that scale, as float32: exact.
+
+    That is the format "int8-exact". In "w8a16b32" inputs and outputs may have 16 bits and the scale 2**-15 (`bits` are
+    the output's), weights are any int8 but -128, biases any int32, accumulators stay below 2**31 and halves round up.
+    In "int8" weights and biases are as free, the accumulator has the scale 2**-ACTIVATION_EXP * scale[o] with any
+    float32 `scale` (O,), and the output is the product of the two in float32, rounded half to even.
     """
 
     name: str
@@ -42,16 +53,21 @@ class Conv:
     stride: int
     padding: int
     raw: bool
+    format: str = EXACT
+    bits: int = 8
+    scale: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Add:
-    """int8 + int8, saturated; or, if `raw`, one float32 addition of two raw tensors (encoder side only)."""
+    """Sum of two tensors of equal width, saturated, from 16 bits to 8 with halves up; or, if `raw`, one float32
+    addition of two raw tensors (encoder side only). `bits` are the output's."""
 
     name: str
     sources: tuple[str, str]
     output: str
     raw: bool
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,22 @@ class Network:
         return [shapes[name] for name in self.outputs]
 
     @property
+    def bits(self) -> dict[str, int]:
+        """Width of each integer tensor by name, 8 or 16: activations have the scale 2**-(bits - 1)."""
+        bits = dict.fromkeys(self.inputs, 8)
+        for node in self.nodes:
+            if isinstance(node, Conv | Add):
+                bits[node.output] = node.bits
+            else:
+                bits[node.output] = bits[node.source if isinstance(node, DepthToSpace) else node.sources[0]]
+        return bits
+
+    @property
+    def formats(self) -> set[str]:
+        """Formats of the convolutions."""
+        return {node.format for node in self.nodes if isinstance(node, Conv)}
+
+    @property
     def raw_outputs(self) -> tuple[bool, ...]:
         """Whether each output is float32 and not int8."""
         raw = {node.output for node in self.nodes if isinstance(node, Conv | Add) and node.raw}
@@ -148,38 +180,51 @@ class Network:
 
 
 def describe(network: Network) -> dict[str, Any]:
-    """The network's structure as JSON; the arrays travel apart (see `arrays`)."""
+    """The network's structure as JSON, fields at their defaults left out; the arrays travel apart (see `arrays`)."""
     nodes = []
     for node in network.nodes:
-        fields = {k: v for k, v in vars(node).items() if not isinstance(v, np.ndarray)}
-        nodes.append({"op": type(node).__name__, **fields})
+        stated = {f.name: getattr(node, f.name) for f in fields(node)}
+        kept = {
+            f.name: stated[f.name]
+            for f in fields(node)
+            if not isinstance(stated[f.name], np.ndarray) and stated[f.name] != f.default
+        }
+        nodes.append({"op": type(node).__name__, **kept})
     return {"inputs": dict(network.inputs), "outputs": list(network.outputs), "nodes": nodes}
 
 
 def arrays(network: Network) -> dict[str, np.ndarray]:
-    """Weights, biases and shifts by "convolution.field"."""
+    """Weights, biases, shifts and free scales by "convolution.field"."""
     return {
         f"{node.name}.{field}": getattr(node, field)
         for node in network.nodes
         if isinstance(node, Conv)
-        for field in ("weight", "bias", "shift")
+        for field in ("weight", "bias", "shift", "scale")
+        if getattr(node, field) is not None
     }
 
 
 def rebuild(name: str, structure: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Network:
     """Inverse of `describe` and `arrays`. Raises InputError for an operator that this version does not know."""
     nodes: list[Node] = []
-    for fields in structure["nodes"]:
-        fields = dict(fields)
-        op = fields.pop("op")
+    for stated in structure["nodes"]:
+        stated = dict(stated)
+        op = stated.pop("op")
         if op == "Conv":
-            nodes.append(Conv(**fields, **{f: stored[f"{fields['name']}.{f}"] for f in ("weight", "bias", "shift")}))
+            own = {f: stored.get(f"{stated['name']}.{f}") for f in ("weight", "bias", "shift", "scale")}
+            node = Conv(**stated, **own)
+            if node.format not in FORMATS:
+                raise InputError(
+                    f"network {name} uses the format {node.format}, which this version of linnet does not know: "
+                    "update linnet"
+                )
+            nodes.append(node)
         elif op == "Add":
-            nodes.append(Add(**{**fields, "sources": tuple(fields["sources"])}))
+            nodes.append(Add(**{**stated, "sources": tuple(stated["sources"])}))
         elif op == "Concat":
-            nodes.append(Concat(**{**fields, "sources": tuple(fields["sources"])}))
+            nodes.append(Concat(**{**stated, "sources": tuple(stated["sources"])}))
         elif op == "DepthToSpace":
-            nodes.append(DepthToSpace(**fields))
+            nodes.append(DepthToSpace(**stated))
         else:
             raise InputError(
                 f"network {name} uses operator {op}, which this version of linnet does not know: update linnet"

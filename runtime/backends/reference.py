@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..network import ACTIVATION_EXP, Add, Concat, Conv, DepthToSpace, Network
+from ..network import FREE, WIDE, Add, Concat, Conv, DepthToSpace, Network
 
 
 def convolve(x: np.ndarray, node: Conv) -> np.ndarray:
@@ -27,20 +27,40 @@ def requantise(accumulator: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return np.clip(rounded, -128, 127).astype(np.int8)
 
 
+def requantise_wide(accumulator: np.ndarray, shift: np.ndarray, bits: int) -> np.ndarray:
+    """Accumulators to int8 or int16: shift right (left where negative), halves up, saturate."""
+    right, left = np.maximum(shift, 0), np.maximum(-shift, 0)
+    half = (np.int64(1) << right) >> 1
+    return _saturated(((accumulator + half) >> right) << left, bits)
+
+
+def _saturated(values: np.ndarray, bits: int) -> np.ndarray:
+    largest = (1 << (bits - 1)) - 1
+    return np.clip(values, -largest - 1, largest).astype(np.int8 if bits == 8 else np.int16)
+
+
 def run_network(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Execute `network` on NHWC int8 inputs; outputs NHWC, int8, or float32 where raw."""
-    tensors = dict(inputs)
+    tensors, bits = dict(inputs), network.bits
     for node in network.nodes:
         if isinstance(node, Conv):
             accumulator = convolve(tensors[node.source], node)
+            exponent = bits[node.source] - 1 + node.shift.astype(np.int64)  # of the accumulator's scale
             if node.raw:
-                scale = np.exp2(-(ACTIVATION_EXP + node.shift.astype(np.float64)))
-                tensors[node.output] = (accumulator * scale).astype(np.float32)
+                tensors[node.output] = (accumulator * np.exp2(-exponent.astype(np.float64))).astype(np.float32)
+            elif node.format == WIDE:
+                tensors[node.output] = requantise_wide(accumulator, exponent - (node.bits - 1), node.bits)
+            elif node.format == FREE:
+                tensors[node.output] = _saturated(np.rint(accumulator.astype(np.float32) * node.scale), 8)
             else:
                 tensors[node.output] = requantise(accumulator, node.shift)
         elif isinstance(node, Add):
             a, b = (tensors[s] for s in node.sources)
-            tensors[node.output] = a + b if node.raw else np.clip(a.astype(np.int16) + b, -128, 127).astype(np.int8)
+            if node.raw:
+                tensors[node.output] = a + b
+            else:
+                narrower = bits[node.sources[0]] - node.bits
+                tensors[node.output] = requantise_wide(a.astype(np.int64) + b, np.int64(narrower), node.bits)
         elif isinstance(node, Concat):
             tensors[node.output] = np.concatenate([tensors[s] for s in node.sources], axis=3)
         elif isinstance(node, DepthToSpace):
