@@ -149,8 +149,8 @@ def _by_rows(image: ImageFile.ImageFile, source: BinaryIO) -> OpenPicture:
 
             metadata, notes = _without_foreign_profile(_tiff_metadata(image), _known_notes(image))
             return OpenPicture(TiffRows(source), metadata, notes)
-        except ImportError:
-            why = "tifffile is not installed"
+        except ImportError as missing:
+            why = f"{missing.name} is not installed"
             remedy = "TIFF is read by rows with pip install 'linnet[tiff]'"
         except NotByRows as reason:
             why, remedy = str(reason), f"it cannot be read by rows ({reason}): cut it into parts"

@@ -43,10 +43,11 @@ class TiffRows:
     """The first picture of a TIFF as a frame to encode: 8-bit RGB rows, from top to bottom, each once.
 
     `flattened` says whether a pixel so far was transparent. Raises NotByRows for a layout or kind of pixels that is not
-    read here, ImportError without tifffile, and anything else for a damaged file.
+    read here, ImportError without tifffile or imagecodecs, and anything else for a damaged file.
     """
 
     def __init__(self, source: BinaryIO) -> None:
+        import imagecodecs  # noqa: F401 - tifffile does without it until a strip needs it
         from tifffile import TiffFile
 
         logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters is raised

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +168,16 @@ def test_high_compressed_strips_are_read_whole(tmp_path: Path) -> None:
         assert isinstance(picture.frame, TiffRows)
 
 
-def test_without_tifffile_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+@pytest.mark.parametrize("library", ["tifffile", "imagecodecs"])
+def test_a_missing_library_is_named(tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.tif"
     write(path, "rgb", {})
-    monkeypatch.setitem(sys.modules, "tifffile", None)
+    monkeypatch.setitem(sys.modules, library, None)
     with images.opened(str(path)) as picture:
         np.testing.assert_array_equal(picture.frame.rows(0, HEIGHT), samples(3))
+    monkeypatch.setattr(images, "TELL_PIXELS", 0)
+    with images.opened(str(path)) as picture:
+        assert picture.notes == [f"all of it was held in memory: {library} is not installed"]
     monkeypatch.setattr(images, "LARGEST_PIXELS", 100)
     with pytest.raises(InputError, match=r"a\.tif: .*pip install 'linnet\[tiff\]'"):
         images.opened(str(path)).__enter__()
