@@ -153,7 +153,7 @@ def parse_index(payload: bytes) -> Frame:
     return Frame(record, digest, [struct.unpack_from("<QI", payload, at + 4 + 12 * n) for n in range(record.tiles)])
 
 
-# Opening a file
+# Signature, and what a reader tries
 
 
 def open_file(data: bytes) -> list[Frame]:
@@ -260,7 +260,7 @@ def assemble(remains: Remains) -> Frame | None:
     return Frame(remains.record, None, [remains.tiles.get(n, LOST) for n in range(remains.record.tiles)])
 
 
-# TILE and SEAL: the entropy-coded bytes of one tile
+# TILE
 
 
 def tile_bytes(data: bytes, frame: Frame, number: int, key: bytes | None) -> bytes | None:
@@ -275,6 +275,9 @@ def tile_bytes(data: bytes, frame: Frame, number: int, key: bytes | None) -> byt
     if box.kind == b"TILE":
         return payload[8:]
     return None if key is None or record.salt is None else unsealed(payload[8:], record, number, key)
+
+
+# SEAL
 
 
 def unsealed(sealed: bytes, record: Record, number: int, key: bytes) -> bytes:
@@ -350,6 +353,8 @@ class TileDecoder:
     def _run(self, network: str, **inputs: np.ndarray) -> list[np.ndarray]:
         batch = {name: np.ascontiguousarray(value)[None] for name, value in inputs.items()}
         return [output[0] for output in run_network(self.bundle.networks[network], batch)]
+
+    # Pixels
 
     def pixels(self, latents: np.ndarray) -> np.ndarray:
         """The synthesis over a whole padded frame: (16 h, 16 w, 3) uint8."""
