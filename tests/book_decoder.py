@@ -153,7 +153,7 @@ def parse_index(payload: bytes) -> Frame:
     return Frame(record, digest, [struct.unpack_from("<QI", payload, at + 4 + 12 * n) for n in range(record.tiles)])
 
 
-# Opening a file
+# Signature, and what a reader tries
 
 
 def open_file(data: bytes) -> list[Frame]:
@@ -260,7 +260,7 @@ def assemble(remains: Remains) -> Frame | None:
     return Frame(remains.record, None, [remains.tiles.get(n, LOST) for n in range(remains.record.tiles)])
 
 
-# TILE and SEAL: the entropy-coded bytes of one tile
+# TILE
 
 
 def tile_place(payload: bytes) -> tuple[int, int, int]:
@@ -283,6 +283,9 @@ def tile_bytes(data: bytes, frame: Frame, number: int, key: bytes | None) -> tup
     if box.kind == b"TILE":
         return payload[8:], quality
     return None if key is None or record.salt is None else unsealed(payload, record, key), quality
+
+
+# SEAL
 
 
 def unsealed(payload: bytes, record: Record, key: bytes) -> bytes:
@@ -364,6 +367,9 @@ class TileDecoder:
 
 def quality_value(quality: int) -> int:
     return round((quality - 1) * 254 / 99) - 127
+
+
+# Pixels
 
 
 def companded(bundle: Bundle, latents: np.ndarray) -> np.ndarray:

@@ -74,3 +74,14 @@ def test_the_document_names_the_limits() -> None:
     assert tiles.MAX_TILES == 1 << 24 and "| tiles of a frame, all levels | 2^24 |" in limits
     assert tiles.MAX_SIDE == 1 << 20 and "| width and height | 1 .. 2^20 |" in limits
     assert bitstream.MAX_LEVELS == 16 and "| levels | 16 |" in limits
+
+
+def test_the_oracle_names_the_sections_that_it_implements() -> None:
+    document = (HERE.parent / "docs" / "bitstream.md").read_text().splitlines()
+    oracle = [line.strip() for line in (HERE / "book_decoder.py").read_text().splitlines()]
+    for section in (
+        "Signature", "Box", "FRAM: the frame record", "INDX", "CKPT and TAIL", "Recovery", "TILE", "SEAL",
+        "Order of symbols", "Pixels", "Entropy coder",
+    ):  # fmt: skip
+        assert any(line.lstrip("#").strip().split(" (")[0] == section for line in document if line[:1] == "#"), section
+        assert any(line == f"# {section}" or line.startswith(f"# {section},") for line in oracle), section
