@@ -244,6 +244,17 @@ def test_the_learned_density_sums_to_one() -> None:
     bottleneck = EntropyBottleneck(3).eval()
     values = torch.arange(-400.0, 401).expand(3, -1)[None, :, :, None]
     torch.testing.assert_close(bottleneck.likelihood(values).sum(2).flatten(), torch.ones(3), rtol=0, atol=1e-3)
+    coarse = bottleneck.likelihood(values[:, :, ::4], step=4.0).sum(2).flatten()
+    torch.testing.assert_close(coarse, torch.ones(3), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_coarser_step_makes_the_float_model_cheaper(name: str) -> None:
+    torch.manual_seed(2)
+    with torch.no_grad():
+        rates = [sane_model(name)(torch.rand(1, 3, 64, 64), step)[1].item() for step in (0.5, 1.0, 2.0)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[2] < 0.9 * rates[0]
 
 
 def test_the_training_script_writes_what_export_reads(images: list[np.ndarray], tmp_path: Path) -> None:

@@ -97,21 +97,21 @@ class EntropyBottleneck(nn.Module):
                 values = values + torch.tanh(parameters[f"_factor{i}"]) * torch.tanh(values)
         return values
 
-    def likelihood(self, values: Tensor) -> Tensor:
-        """Probability of the unit interval around each of `values` (N, C, H, W)."""
+    def likelihood(self, values: Tensor, step: float = 1.0) -> Tensor:
+        """Probability of the interval of width `step` around each of `values` (N, C, H, W)."""
         flat = values.transpose(0, 1).flatten(1).unsqueeze(1)
-        lower, upper = self._logits(flat - 0.5), self._logits(flat + 0.5)
+        lower, upper = self._logits(flat - step / 2), self._logits(flat + step / 2)
         sign = -torch.sign(lower + upper).detach()  # subtract in the tail where sigmoids keep their precision
         share = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
         share = share.squeeze(1).unflatten(1, (len(values), *values.shape[2:])).transpose(0, 1)
         return _LowerBound.apply(share, LEAST_LIKELIHOOD)
 
-    def quantise(self, values: Tensor) -> Tensor:
-        """`values` with uniform noise in training, else rounded around the medians."""
+    def quantise(self, values: Tensor, step: float = 1.0) -> Tensor:
+        """`values` with uniform noise in training, else rounded to multiples of `step` around the medians."""
         if self.training:
-            return values + torch.rand_like(values) - 0.5
+            return values + (torch.rand_like(values) - 0.5) * step
         medians = self.medians[:, None, None]
-        return torch.round(values - medians) + medians
+        return torch.round((values - medians) / step) * step + medians
 
     def quantile_loss(self) -> Tensor:
         """Pulls `quantiles` to their places; trains nothing else."""
@@ -157,8 +157,8 @@ class FactorizedPrior(nn.Module):
 
     def code(self, y: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """Latents to (quantised latents, bits (N,))."""
-        y = self.entropy_bottleneck.quantise(y)
-        return y, _bits(self.entropy_bottleneck.likelihood(y))
+        y = self.entropy_bottleneck.quantise(y, step)
+        return y, _bits(self.entropy_bottleneck.likelihood(y, step))
 
 
 class ScaleHyperprior(FactorizedPrior):
