@@ -174,4 +174,9 @@ def sensitivity(
             )
         )
         progress("one layer at a time", number, len(names))
-    return sorted(costs, key=lambda cost: -(cost.bd_rate_percent or cost.rate_percent))
+    return sorted(costs, key=_dearness, reverse=True)
+
+
+def _dearness(cost: LayerCost) -> tuple[bool, float, float]:
+    """First what left no common quality range, then by BD-rate; for a codec of one quality 1 dB counts as 20 % rate."""
+    return cost.bd_rate_percent is None, cost.bd_rate_percent or 0.0, cost.rate_percent - 20 * cost.psnr_db
