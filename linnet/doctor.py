@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from . import __version__, defaults
+from . import __version__, board, defaults
 
 CPU_FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16",  # x86
@@ -50,6 +50,9 @@ def report() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
+        "jetson": board.jetson(),
+        "cuda_driver": board.cuda_driver(),
+        "video": board.video_backends(),
         "libraries": libraries,
         "onnxruntime_providers": _providers(),
         "native_core": native,
@@ -70,8 +73,16 @@ def lines(found: dict[str, Any]) -> list[str]:
         ("  features", " ".join(cpu["features"]) or "none of those that matter here"),
         ("  8-bit dot products", fast),
     ]
+    if found["jetson"]:
+        jetson = found["jetson"]
+        rows += [("board", f"{jetson['model']}, L4T {jetson['l4t']}"), ("  power mode", jetson["power_mode"])]
+    rows.append(("CUDA driver", found["cuda_driver"] or "none: no NVIDIA GPU, or its driver is not installed"))
     for name, library in found["libraries"].items():
         rows.append((name, library["version"] or f"absent; {library['remedy']}"))
+    if found["video"] is not None:
+        gstreamer = "yes" if found["video"]["GStreamer"] else "no: gst: sources need an OpenCV that was built with it"
+        rows.append(("  videos and streams", "yes" if found["video"]["FFmpeg"] else "no: this OpenCV lacks FFmpeg"))
+        rows.append(("  GStreamer pipelines", gstreamer))
     rows.append(("ONNX Runtime providers", ", ".join(found["onnxruntime_providers"]) or "none"))
     rows.append(("native core", found["native_core"]["detail"]))
     for backend in found["backends"]:
