@@ -61,14 +61,14 @@ def count_symbols(codec: Camera, images: torch.Tensor) -> torch.Tensor:
     """(SCALE_TABLES, 512) int64: the symbols of `images` at COUNTED_QUALITIES, for `fitted_tables`."""
     training = codec.training
     codec.eval()
-    codec.symbol_counts = torch.zeros(SCALE_TABLES, 512, dtype=torch.int64)
+    codec.symbol_counts = torch.zeros(SCALE_TABLES, 512, dtype=torch.int64, device=codec.device)
     with torch.no_grad():
         for quality in COUNTED_QUALITIES:
             for part in images.split(8):
-                codec.code(codec.latent(part), torch.full((len(part),), quality))
+                codec.code(codec.latent(part), torch.full((len(part),), quality, device=codec.device))
     counts, codec.symbol_counts = codec.symbol_counts, None
     codec.train(training)
-    return counts
+    return counts.cpu()
 
 
 def load_bundle_into_camera(bundle: Bundle) -> Camera:

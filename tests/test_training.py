@@ -96,3 +96,25 @@ def test_gains_never_rise_with_quality() -> None:
     codec.log_gain_steps.data.normal_()
     gains = codec.log_gains(torch.linspace(0, 1, 100))
     assert (gains.diff(dim=0) <= 1e-6).all() and (gains >= 0).all()
+
+
+def test_the_codec_computes_where_its_weights_are() -> None:
+    """Every tensor that the model makes on the way follows its weights: on the meta device nothing else would mix."""
+    codec = Camera().to("meta")
+    codec.train()
+    decoded, bits = codec(torch.zeros(2, 3, 64, 64, device="meta"), torch.zeros(2, device="meta"))
+    assert decoded.device.type == bits.device.type == "meta" and decoded.shape == (2, 3, 64, 64)
+
+
+def test_structure_is_a_distortion_of_its_own(photograph: np.ndarray) -> None:
+    images = training.to_full_scale(photograph[None, :192, :192])
+    codec = Camera().eval()
+    codec.networks = False
+    codec.forward = lambda x, quality: (x, torch.ones(len(x)))  # type: ignore[method-assign]
+    quality = torch.tensor([0.5])
+    assert training.losses(codec, images, quality, structure=True)[2].item() == pytest.approx(0, abs=1e-5)
+    codec.forward = lambda x, quality: (x.roll(3, 3), torch.ones(len(x)))  # type: ignore[method-assign]
+    shifted = training.losses(codec, images, quality, structure=True)[2].item()
+    codec.forward = lambda x, quality: ((x + 0.05).clamp(-1, 1), torch.ones(len(x)))  # type: ignore[method-assign]
+    brighter = training.losses(codec, images, quality, structure=True)[2].item()
+    assert shifted > 10 * brighter  # the squared error of the two is about the same

@@ -37,7 +37,7 @@ class Photographs:
         self.train = [image for i, image in enumerate(images) if i % 50 >= held_out]
         self.validation = [image for i, image in enumerate(images) if i % 50 < held_out]
 
-    def batch(self, size: int, crop: int, rng: np.random.Generator) -> Tensor:
+    def batch(self, size: int, crop: int, rng: np.random.Generator, device: torch.device | str = "cpu") -> Tensor:
         """Random flipped and transposed crops: (size, 3, crop, crop) float32 in full-scale units [-1, 127/128]."""
         out = np.empty((size, crop, crop, 3), np.uint8)
         for i in range(size):
@@ -47,9 +47,10 @@ class Photographs:
             if rng.random() < 0.5:
                 patch = patch[:, ::-1]
             out[i] = patch.transpose(1, 0, 2) if rng.random() < 0.5 else patch
-        return to_full_scale(out)
+        return to_full_scale(out, device)
 
 
-def to_full_scale(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) float32 in full-scale units: pixel 128 is 0."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().sub_(128).div_(128)
+def to_full_scale(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 3, H, W) float32 on `device` in full-scale units: pixel 128 is 0."""
+    planes = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+    return planes.float().sub_(128).div_(128)

@@ -97,11 +97,12 @@ def validate(codec: Camera, images: list[np.ndarray], structure: bool = False) -
     """
     peak = 1.0 if structure else 255**2
     codec.eval()
-    crops = to_full_scale(np.stack([_centre(image, 256) for image in images]))
+    crops = to_full_scale(np.stack([_centre(image, 256) for image in images]), codec.device)
     points = []
     with torch.no_grad():
         for quality in VALIDATION_QUALITIES:
-            _, rate, error = losses(codec, crops, torch.full((len(crops),), quality), structure)
+            position = torch.full((len(crops),), quality, device=codec.device)
+            _, rate, error = losses(codec, crops, position, structure)
             points.append((rate.mean().item(), (10 * torch.log10(peak / error)).mean().item()))
     codec.train()
     return points
@@ -178,6 +179,8 @@ class Trainer:
         *,
         start: Path | None = None,
         structure: bool = False,
+        device: str = "cpu",
+        batch: int | None = None,
         worker: int = 0,
         processes: int = 1,
     ) -> None:
@@ -186,23 +189,26 @@ class Trainer:
         self.phases = PHASES if start is None else TUNING_PHASES
         self.worker, self.processes = worker, processes
         self.photographs = Photographs(folder)
-        self.codec = Camera()
+        self.device, self.batch = torch.device(device), batch
+        self.codec = Camera().to(self.device)
         self.optimizer = Optimizer(self.codec)
         self.average = copy.deepcopy(self.codec)
         self.steps, self.elapsed = 0, 0.0
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, weights_only=True)
+            state = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
             for name in ("codec", "average", "optimizer"):
                 getattr(self, name).load_state_dict(state[name])
             self.steps, self.elapsed = state["steps"], state["elapsed"]
         elif start is not None:
-            weights = torch.load(start, weights_only=True)["average"]
+            weights = torch.load(start, weights_only=True, map_location=self.device)["average"]
             self.codec.load_state_dict(weights)
             self.average.load_state_dict(weights)
         else:
             torch.manual_seed(seed)
-            initialise(self.codec, self.photographs.batch(400, 256, np.random.default_rng(seed)))
-            self.average.load_state_dict(self.codec.state_dict())
+            beginning = Camera()
+            initialise(beginning, self.photographs.batch(400, 256, np.random.default_rng(seed)))
+            self.codec.load_state_dict(beginning.state_dict())
+            self.average.load_state_dict(beginning.state_dict())
         self.rng = np.random.default_rng((seed, self.steps, worker))
         torch.manual_seed(seed + self.steps + 1_000_003 * worker)
 
@@ -235,9 +241,10 @@ class Trainer:
             model.set_exact(exact)
         high, low = LEARNING_RATE
         rate = min(1.0, (self.steps + 1) / 500) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
-        images = self.photographs.batch(batch, crop, self.rng)
+        batch = self.batch or batch
+        images = self.photographs.batch(batch, crop, self.rng, self.device)
         # One quality per stratum, so that every batch spans the range.
-        quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float()
+        quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float().to(self.device)
         loss, _, _ = losses(self.codec, images, quality, self.structure)
         self.codec.zero_grad(set_to_none=True)
         loss.backward()
@@ -272,7 +279,7 @@ class Trainer:
             csv.writer(file).writerow([*row, *(value for point in points for value in point)])
         state = {name: getattr(self, name).state_dict() for name in ("codec", "average", "optimizer")}
         if self.elapsed >= self.seconds:
-            crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0))
+            crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
             state["symbol_counts"] = count_symbols(self.average, crops)
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save({**state, "steps": self.steps, "elapsed": self.elapsed}, temporary)
@@ -287,15 +294,17 @@ def train(
     *,
     start: Path | None = None,
     structure: bool = False,
+    device: str = "cpu",
+    batch: int | None = None,
     processes: int = 1,
     threads: int = 1,
 ) -> None:
     """Train for `minutes` of wall-clock time in all, continuing what OUT holds, or else from the weights in `start`.
 
-    With `structure` the distortion is 1 - MS-SSIM.
+    With `structure` the distortion is 1 - MS-SSIM. `batch` replaces that of all phases.
     """
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"start": start, "structure": structure}
+    settings = {"start": start, "structure": structure, "device": device, "batch": batch}
     if processes == 1:
         _work(0, folder, out, minutes, seed, settings, 1, threads)
     else:
@@ -315,6 +324,9 @@ def _work(
 ) -> None:
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
+    # TF32 keeps the exact phases exact (docs/integers.md), and its rounding is nothing to the float ones.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     if processes > 1:
         meeting = f"file://{out.resolve()}/meeting"
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=worker, world_size=processes)
@@ -333,6 +345,8 @@ def main() -> None:
         "--distortion", choices=("mse", "ms-ssim"), default="mse",
         help="what the rate is traded for; ms-ssim wants --start with weights trained for mse",
     )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cuda for a GPU (default cpu)")
+    parser.add_argument("--batch", type=int, help="images per step, instead of the phases' own")
     parser.add_argument("--processes", type=int, default=1, help="data-parallel workers")
     parser.add_argument("--threads", type=int, default=1, help="threads per worker; one beats two beside other work")
     parser.add_argument("--seed", type=int, default=0)
@@ -342,7 +356,8 @@ def main() -> None:
         parser.error("--distortion ms-ssim needs --start: train for mse first")
     train(
         arguments.images, arguments.out, arguments.minutes, arguments.seed,
-        start=arguments.start, structure=structure, processes=arguments.processes, threads=arguments.threads,
+        start=arguments.start, structure=structure, device=arguments.device, batch=arguments.batch,
+        processes=arguments.processes, threads=arguments.threads,
     )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def compand(latent: Tensor, exact: bool) -> Tensor:
     """
     y = torch.asinh(latent * (128 / COMPANDING_KNEE)) * (127 / 128 / math.asinh(128 / COMPANDING_KNEE))
     if exact:
-        table = torch.from_numpy(companding_table()).to(y.dtype) / 128
+        table = torch.from_numpy(companding_table()).to(y) / 128
         y = (
             y + (table[(latent.detach() * 128 + 128).long()] - y).detach()
             if y.requires_grad
@@ -291,7 +291,8 @@ class Camera(nn.Module):
         plane = self.quality_plane(quality, hyper)
         features, parameters = self.hyper_synthesis(torch.cat([compand(hyper, self.exact), plane], 1))
         height, width = latent.shape[2:]
-        parity = (torch.arange(height)[:, None] + torch.arange(width)[None]) % 2
+        rows, columns = (torch.arange(side, device=latent.device) for side in (height, width))
+        parity = (rows[:, None] + columns) % 2
         decoded, quarters, bits = torch.zeros_like(latent), torch.zeros_like(latent), [hyper_bits]
         mean_unit = 128 * 2.0 ** (self.mean_shift.to(latent.dtype) - FINE_EXP)[:, None, None]
         for index, step in enumerate(CODING_STEPS):
@@ -327,6 +328,11 @@ class Camera(nn.Module):
         pixels = images.shape[2] * images.shape[3]
         bits_per_pixel = sum(part.flatten(1).sum(1) for part in bits) / pixels
         return self.reconstruct(decoded, quality), bits_per_pixel
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.finest_log_gain.device
 
     def set_exact(self, exact: bool) -> None:
         set_exact(self, exact)
