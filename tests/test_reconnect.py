@@ -83,10 +83,10 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Camera]]
 
 def test_a_stream_that_breaks_is_taken_up_again(camera: Callable[[int], Camera]) -> None:
     served = camera(3)
-    source = open_source(served.url, reconnect=1.0)
+    source = open_source(served.url, reconnect=3.0)
     assert source.live
     frames = []
-    with pytest.raises(InputError, match=r"stopped after 24 frames and did not come back within 1 seconds") as caught:
+    with pytest.raises(InputError, match=r"stopped after 24 frames and did not come back within 3 seconds") as caught:
         for frame in source:
             frames.append(frame)
     assert "secret" not in str(caught.value) + str(source.notes)
@@ -98,7 +98,7 @@ def test_a_stream_that_breaks_is_taken_up_again(camera: Callable[[int], Camera])
         ["the", "stream", "broke"], ["the", "stream", "is"], ["the", "stream", "broke"], ["the", "stream", "is"],
         ["the", "stream", "broke"],
     ]  # fmt: skip
-    assert "after 8 frames; trying again for 1 seconds" in source.notes[0]
+    assert "after 8 frames; trying again for 3 seconds" in source.notes[0]
     assert 4 <= served.asked < 12  # it waits longer and longer
     source.close()
 
@@ -132,7 +132,7 @@ def test_all_of_it_goes_into_one_file_and_breaks_are_said_at_once(
     served.before = before
     monkeypatch.setattr(sys, "stderr", said)
     with pytest.raises(InputError, match="did not come back"):
-        recording.main(served.url, str(out), reconnect=0.5, as_json=True, drop="never", **SETTINGS)
+        recording.main(served.url, str(out), reconnect=2.0, as_json=True, drop="never", **SETTINGS)
     assert seen_by_the_second_connection == [False, True]
     lines = said.getvalue().splitlines()
     assert [line.partition(": note: ")[2].split(" ")[2] for line in lines] == ["broke", "is", "broke"]
@@ -148,12 +148,18 @@ def test_a_signal_ends_the_tries(
     camera: Callable[[int], Camera], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served, out = camera(1), tmp_path / "out.lnt"
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def interrupt() -> None:
+        while served.asked < 4:  # the stream broke and was asked for three times in vain
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     started = time.monotonic()
     assert recording.main(served.url, str(out), reconnect=60, as_json=True, **SETTINGS) == 0
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 40
     report = json.loads(capsys.readouterr().out)
-    assert report["interrupted"] and report["error"] is None and report["frames"] + report["dropped"] == FRAMES
+    assert report["interrupted"] and report["error"] is None and 1 <= report["frames"] <= FRAMES
     with open(out, "rb") as file:
         assert Reader(file).complete
 
