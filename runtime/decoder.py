@@ -14,7 +14,7 @@ from . import core
 from .bitstream import Tile
 from .coding import TileCoder
 from .errors import InputError
-from .latents import quality_value, split_latent
+from .latents import compand_whole, quality_value, split_latent
 from .levels import enlarge, halve
 from .reader import Reader
 from .stages import LAYOUT, stage
@@ -75,7 +75,7 @@ def _synthesise(codec: Codec, canvas: np.ndarray, area: Rect, window: Rect, qual
         latent = np.ascontiguousarray(view(canvas, seen.scaled(1, BLOCK), area.scaled(1, BLOCK)))[None]
         channels = codec.bundle.latent_channels
         companded = np.full((*latent.shape[:3], channels + 1), quality_value(quality), np.int8)
-        np.take(codec.bundle.companding, latent[..., :channels].view(np.uint8) ^ 128, out=companded[..., :-1])
+        companded[..., :-1] = compand_whole(latent[..., :channels], codec.bundle.companding)
         planes = codec.backend.run("synthesis", {"latent": latent, "companded": companded})[0][0]
         crop = (piece.x - seen.x, piece.y - seen.y, piece.width, piece.height)
         core.planes_to_pixels(planes, crop, out=view(pixels, piece, window))
