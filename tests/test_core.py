@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from linnet.runtime import core
 from linnet.runtime.errors import InputError
-from linnet.runtime.latents import SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
+from linnet.runtime.latents import SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, compand_whole, companding_table
 
 NATIVE = Path(__file__).parent.parent / "runtime" / "native"
 DRIVER = Path(__file__).parent / "native" / "fuzz_core.cc"
@@ -478,6 +478,13 @@ def test_companding_of_latents():
     assert core.compand(np.full(2, np.nan, np.float32), table).tolist() == [table[128]] * 2
     with pytest.raises(ValueError, match="latent"):
         core.compand(latent.astype(np.float64), table)
+
+
+def test_companding_of_whole_latents():
+    latent = np.arange(-128, 128, dtype=np.int8).reshape(2, 8, 16)
+    table = np.random.default_rng(6).permutation(np.arange(-128, 128)).astype(np.int8)
+    for part in (latent, latent[..., :5], latent[:, ::2]):
+        assert np.array_equal(compand_whole(part, table), table[part.astype(int) + 128])
 
 
 def test_steps_check_their_arguments():
