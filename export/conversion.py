@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..calibration.observers import Histogram, steps
 from ..calibration.qat import ExactConv2d
-from ..runtime.errors import UsageError
+from ..runtime.errors import InputError, UsageError
 from ..runtime.latents import FINE_EXP
 from .models.compressai import gaussian_likelihood
 from .models.hyperprior import (
@@ -57,6 +57,8 @@ WARM_UP = 20
 """Steps. Adam's first ones move all weights at once, which a fitted network does not forgive."""
 SHARES = {"analysis": 0.35, "hyper_analysis": 0.05, "hyper_synthesis": 0.2, "synthesis": 0.4}
 """Of the tuning steps."""
+SMALL_SLOPE = 0.02
+"""A leak up to this one is ReLU plus a mean; a steeper one is fitted like GDN."""
 BORDER = 2
 """Latents at the edge of a crop that see its padding, which is grey here and black in the float model."""
 SCALE_PERCENTILE = 99.95
@@ -142,6 +144,9 @@ def _rewriting_error(model: nn.Module, networks: dict[str, list[Stage]], image: 
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
         raise UsageError(f"the model's networks do not run on an image one after the other ({reason})") from error
+    for name, (_, output) in inputs.items():
+        if not torch.isfinite(output).all():
+            raise InputError(f"the float model's {name} gives values that are not finite: its weights are damaged")
     return {
         name: ((run(networks[name], x) - y).abs().max() / y.abs().max().clamp_min(1e-9)).item()
         for name, (x, y) in inputs.items()
@@ -300,8 +305,8 @@ def _fit(
 
 def _shape(stage: Stage, *, raw: bool = False) -> StageShape:
     outputs, inputs, kernel, _ = stage.weight.shape
-    rectified = isinstance(stage.activation, nn.ReLU | nn.LeakyReLU)
-    kind = None if stage.activation is None else RECTIFIED if rectified else FITTED
+    slope = 0.0 if isinstance(stage.activation, nn.ReLU) else getattr(stage.activation, "negative_slope", 1.0)
+    kind = None if stage.activation is None else RECTIFIED if 0 <= slope <= SMALL_SLOPE else FITTED
     return StageShape(outputs, inputs, kernel, stage.stride, stage.padding, stage.upscale, kind, raw)
 
 

@@ -27,6 +27,9 @@ MOST_IMAGES = 200
 
 def main(options: argparse.Namespace) -> int:
     out = Path(options.out)
+    for path in (out, out if options.keep is None else Path(options.keep)):
+        if not path.resolve().parent.is_dir():
+            raise UsageError(f"{path}: its folder does not exist, make it first")
     if options.model == CAMERA:
         from .export import bundling
 

@@ -16,6 +16,7 @@ pytest.importorskip("onnx")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+from linnet.calibration.qat import set_exact  # noqa: E402
 from linnet.cli import main  # noqa: E402
 from linnet.export import conversion, hyperprior_bundle  # noqa: E402
 from linnet.export.models.compressai import GDN, MODELS, EntropyBottleneck, load_model  # noqa: E402
@@ -252,7 +253,7 @@ def test_the_learned_density_sums_to_one() -> None:
 def test_a_coarser_step_makes_the_float_model_cheaper(name: str) -> None:
     torch.manual_seed(2)
     with torch.no_grad():
-        rates = [sane_model(name)(torch.rand(1, 3, 64, 64), step)[1].item() for step in (0.5, 1.0, 2.0)]
+        rates = [sane_model(name).evaluate(torch.rand(1, 3, 64, 64), step)[1].item() for step in (0.5, 1.0, 2.0)]
     assert rates == sorted(rates, reverse=True)
     assert rates[2] < 0.9 * rates[0]
 
@@ -287,6 +288,24 @@ def test_layers_that_cannot_become_exact_are_named(network: nn.Module, words: st
         read_stages("g_a", network)
 
 
+@pytest.mark.parametrize(
+    ("activation", "kind"),
+    [(nn.ReLU(), "rectified"), (nn.LeakyReLU(), "rectified"), (nn.LeakyReLU(0.2), "fitted"), (nn.SiLU(), "fitted")],
+)
+def test_activations_are_rectified_or_fitted(quick: None, activation: nn.Module, kind: str) -> None:
+    """A convolution and its activation against float, in exact arithmetic."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(4, 6, 3, 1, 1), activation, nn.Conv2d(6, 2, 1))
+    x, report = torch.rand(1, 4, 48, 48) * 2 - 1, conversion.Report()
+    with torch.no_grad():
+        first, last = conversion._fit(read_stages("n", network), [x], torch.ones(4), torch.full((2,), 4.0), report)
+        assert first.shape.activation == kind
+        set_exact(nn.ModuleList([first, last]), True)
+        error = 4 * last(first(torch.round(x * 128).clamp(-128, 127) / 128)) - network(x)
+        assert error.abs().mean() < 0.06  # two steps of the output's int8
+        assert error.square().mean() < 0.02 * network(x).square().mean()
+
+
 def test_wrong_shapes_are_named() -> None:
     model = sane_model("mbt2018-mean")
     with pytest.raises(UsageError, match="without networks g_a and g_s"):
@@ -303,6 +322,10 @@ def test_wrong_shapes_are_named() -> None:
     foreign.h_a[0] = nn.Conv2d(WIDTHS[1] + 1, WIDTHS[0], 3, 1, 1)
     with pytest.raises(UsageError, match=r"do not run on an image .*13"):
         conversion.convert(foreign, torch.zeros(1, 3, 64, 64), lambda: torch.zeros(1, 3, 64, 64), 0)
+    torch.nn.init.constant_(foreign.g_a[0].bias, float("inf"))
+    foreign.h_a[0] = nn.Conv2d(WIDTHS[1], WIDTHS[0], 3, 1, 1)
+    with pytest.raises(InputError, match="analysis gives values that are not finite"):
+        conversion.convert(foreign, torch.zeros(1, 3, 64, 64), lambda: torch.zeros(1, 3, 64, 64), 0)
     del model.g_a[0:2]
     with pytest.raises(UsageError, match="g_a shrinks the side 8 times"):
         conversion.rewritten(model)
@@ -317,6 +340,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(tmp_path / "one" / "a.png")
     (tmp_path / "one" / "b.png").write_bytes(b"broken")
     cases = [
+        ([name, "--out", str(tmp_path / "no" / "b.lntb")], 2, "its folder does not exist"),
         (["compressai:cheng2020", *out], 2, "compressai:cheng2020 is not known"),
         (["nonsense", *out], 2, "FILE.py:FUNCTION for a model of your own"),
         ([name, *out], 2, "needs --weights"),

@@ -150,7 +150,11 @@ class FactorizedPrior(nn.Module):
         )
         self.entropy_bottleneck = EntropyBottleneck(M if self.bottleneck_of_latent else N)
 
-    def forward(self, images: Tensor, step: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `evaluate` with the model's own step: what training minimises."""
+        return self.evaluate(images)
+
+    def evaluate(self, images: Tensor, step: float = 1.0) -> tuple[Tensor, Tensor]:
         """Images in 0..1: (decoded images, bits per pixel (N,)). `step` widens the latent's quantisation."""
         y, bits = self.code(self.g_a(images), step)
         return self.g_s(y), bits / (images.shape[2] * images.shape[3])
