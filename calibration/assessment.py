@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..runtime.network import ACTIVATION_EXP
 from .ptq import QUALITIES, FloatCodec, layers, run
 
 Curve = list[tuple[float, float]]
@@ -105,8 +104,8 @@ def signal_to_noise(twin: FloatCodec, codec: FloatCodec, images: Tensor) -> dict
         def observe(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
             layer = integer[name]
             error = layer(inputs[0]) - y
-            # A rounding error is uniform over a step of 1/128; an accumulator that leaves as it is has none.
-            rounding = 0.0 if layer.raw else error.numel() * 2.0 ** (-2 * ACTIVATION_EXP) / 12
+            # A rounding error is uniform over a step; an accumulator that leaves as it is has none.
+            rounding = 0.0 if layer.raw else error.numel() * 2.0 ** (-2 * (layer.bits[1] - 1)) / 12
             found = np.array([float(y.square().sum()), float(error.square().sum()), rounding])
             powers[name] = powers.get(name, 0) + found
 

@@ -77,6 +77,14 @@ def layers(codec: nn.Module) -> dict[str, ExactConv2d]:
     return {name: layer for name, layer in codec.named_modules() if isinstance(layer, ExactConv2d)}
 
 
+def check_layers(codec: FloatCodec, method: Method) -> None:
+    """Raise UsageError where `method` names a layer that the codec lacks."""
+    known = layers(codec)  # type: ignore[arg-type]
+    for name in method.wide:
+        if name not in known:
+            raise UsageError(f"the codec has no layer {name}; it has {', '.join(known)}")
+
+
 def run(codec: FloatCodec, images: Tensor, qualities: Sequence[float] = QUALITIES) -> Iterable[int]:
     """Code `images` once, their qualities in turn, for the sake of observers; yields how many each step coded."""
     with torch.no_grad():
@@ -97,9 +105,8 @@ def quantise(
     report = progress or (lambda *_: None)
     module: nn.Module = codec  # type: ignore[assignment]
     convolutions = layers(module)
+    check_layers(codec, method)
     for name, copies in method.wide.items():
-        if name not in convolutions:
-            raise UsageError(f"the codec has no layer {name}: the report lists its layers")
         convolutions[name].copies = copies
     for name, (network, _) in codec.named_networks().items():
         set_format(name, network, method.format)

@@ -109,7 +109,8 @@ class Report:
         return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}}
-table{{border-collapse:collapse}}td,th{{padding:.1em .8em;text-align:right}}td:first-child{{text-align:left}}
+table{{border-collapse:collapse}}td,th{{padding:.1em .8em;text-align:right}}
+td:first-child,th:first-child{{text-align:left}}
 svg text{{font:12px sans-serif}}</style>
 <h1>{title}</h1>
 <p><b>BD-rate {_percent(self.bd_rate_percent)}</b> against the float model.

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import images
 from .benchmarks.metrics import bd_rate
 from .calibration.assessment import collect, mean_bd_rate, measure, sensitivity
-from .calibration.ptq import QUALITIES, Method, quantise
+from .calibration.ptq import QUALITIES, Method, check_layers, quantise
 from .calibration.report import Report
 from .export.bundling import bundle_camera, count_symbols, load_float_camera
 from .runtime.errors import InputError, UsageError
@@ -59,6 +59,7 @@ def main(options: argparse.Namespace) -> int:
     )
     started = perf_counter()
     codec, name = load_float_camera(Path(options.codec)), "camera"
+    check_layers(codec, method)
     pictures, skipped, notes = read_pictures(Path(options.images), options.count)
     kept, shown = split(pictures)
     with _Progress() as progress:
@@ -74,7 +75,11 @@ def main(options: argparse.Namespace) -> int:
         codec=name,
         identity=identity,
         format=method.format,
-        method={"observer": method.observer, "rounding": method.rounding, "equalisation": method.equalise},
+        method={
+            "observer": method.observer,
+            "rounding": method.rounding,
+            "equalisation": "on" if method.equalise else "off",
+        },
         calibration_images=len(kept),
         measured_images=len(shown),
         same_images=kept is shown,
