@@ -50,12 +50,14 @@ class FloatCodec(Protocol):
 class Method:
     """How to quantise. The default is what `linnet calibrate` does.
 
-    `observer` chooses limits of activations (where channels are equalised) and of weights. `wide` names layers whose
+    `observer` chooses the limits of activations that equalisation stretches to full scale, `weight_observer` those of
+    weights, per output channel: clipping a weight for the sake of the others seldom pays. `wide` names layers whose
     weights are sums of so many int8 weights, one more bit per doubling. `per_tensor` gives all channels of a layer one
     weight scale: the naive baseline.
     """
 
     observer: str = "minmax"
+    weight_observer: str = "minmax"
     equalise: bool = True
     rounding: str = "adaptive"
     format: str = EXACT
@@ -64,8 +66,9 @@ class Method:
     per_tensor: bool = False
 
     def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
-            raise UsageError(f"observer {self.observer} does not exist: choose from {', '.join(OBSERVERS)}")
+        for observer in (self.observer, self.weight_observer):
+            if observer not in OBSERVERS:
+                raise UsageError(f"observer {observer} does not exist: choose from {', '.join(OBSERVERS)}")
         if self.format not in FORMATS:
             raise UsageError(f"format {self.format} does not exist: choose from {', '.join(FORMATS)}")
         if self.rounding not in ROUNDINGS:
@@ -168,11 +171,13 @@ def _exponents(layer: ExactConv2d, weight: Tensor, method: Method) -> Tensor:
     peaks = layer.exponents(weight)
     if method.per_tensor:
         return peaks.min().expand_as(peaks)
-    if method.observer == "minmax":
+    if method.weight_observer == "minmax":
         return peaks
     histogram = Histogram(len(weight))
     histogram.add(weight.flatten(1).numpy())
     spacing, levels = layer.grid
-    step = torch.from_numpy(steps(histogram, method.observer, levels, power_of_two=layer.format != FREE)) / spacing
+    step = (
+        torch.from_numpy(steps(histogram, method.weight_observer, levels, power_of_two=layer.format != FREE)) / spacing
+    )
     # An observer may clip, which makes the grid finer; it never gives a coarser one than the weights' peak needs.
     return torch.where(step > 0, -torch.log2(step.clamp_min(2.0**-30)), peaks).maximum(peaks).clamp(max=MAX_SHIFT)

@@ -52,6 +52,7 @@ def main(options: argparse.Namespace) -> int:
             raise UsageError(f"{path}: its folder does not exist; make it first")
     method = Method(
         observer=options.observer,
+        weight_observer=options.weight_observer,
         rounding=options.rounding,
         format=options.format,
         equalise=options.equalise,
@@ -77,6 +78,7 @@ def main(options: argparse.Namespace) -> int:
         format=method.format,
         method={
             "observer": method.observer,
+            "weight observer": method.weight_observer,
             "rounding": method.rounding,
             "equalisation": "on" if method.equalise else "off",
         },

@@ -320,7 +320,11 @@ def _add_calibrate(commands: Any) -> None:
     )  # fmt: skip
     calibrate.add_argument(
         "--observer", choices=defaults.OBSERVERS, default=defaults.OBSERVERS[0],
-        help=f"what sets limits of activations and weights, else {defaults.OBSERVERS[0]}",
+        help=f"what sets the limits of activations, else {defaults.OBSERVERS[0]}",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--weight-observer", choices=defaults.OBSERVERS, default=defaults.OBSERVERS[0],
+        help=f"what sets the limits of weights, per channel, else {defaults.OBSERVERS[0]}",
     )  # fmt: skip
     calibrate.add_argument(
         "--rounding", choices=defaults.ROUNDINGS, default=defaults.ROUNDINGS[0],

@@ -249,7 +249,7 @@ def test_bd_rate_of_a_curve_with_itself_is_zero(pictures: Tensor) -> None:
 
 
 def test_unknown_choices_are_refused(pictures: Tensor) -> None:
-    for settings in ({"observer": "guess"}, {"rounding": "up"}, {"format": "int4"}):
+    for settings in ({"observer": "guess"}, {"weight_observer": "guess"}, {"rounding": "up"}, {"format": "int4"}):
         with pytest.raises(UsageError, match="does not exist: choose from"):
             Method(**settings)
     with pytest.raises(UsageError, match=r"no layer decoder\.nose"):
@@ -360,3 +360,14 @@ def test_calibrate_refuses_what_it_cannot_read(
     assert "is not a training checkpoint of linnet" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "absent" / "o.lntb")]) == 2
     assert "its folder does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("observer", ["percentile", "entropy", "mse"])
+def test_every_observer_of_weights_gives_integers_on_the_grid(pictures: Tensor, observer: str) -> None:
+    codec = TinyCodec()
+    quantise(codec, pictures, Method(weight_observer=observer, observer=observer, rounding="nearest"))
+    for layer in layers(codec).values():
+        weight, bias, exponent = layer.integers()
+        assert (weight % 2 == 0).all() and weight.abs().max() <= 126 and (bias % 2 == 1).all()
+        stored = weight * 2.0 ** -exponent.reshape(-1, 1, 1, 1)
+        assert torch.equal(stored, layer.effective()[0]), "what is stored is what is computed"
