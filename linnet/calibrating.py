@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from .calibration.assessment import collect, mean_bd_rate, measure, sensitivity
 from .calibration.ptq import QUALITIES, Method, check_layers, quantise
 from .calibration.report import Report
 from .export.bundling import bundle_camera, count_symbols, load_float_camera
+from .export.hyperprior_bundle import load_hyperprior, write_hyperprior
 from .runtime.errors import InputError, UsageError
 from .training.data import to_full_scale
 
@@ -59,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
         wide=dict(options.wide or ()),
     )
     started = perf_counter()
-    codec, name = load_float_camera(Path(options.codec)), "camera"
+    name, codec, write = _float_codec(Path(options.codec))
     check_layers(codec, method)
     pictures, skipped, notes = read_pictures(Path(options.images), options.count)
     kept, shown = split(pictures)
@@ -70,8 +73,7 @@ def main(options: argparse.Namespace) -> int:
         costs = []
         if options.sensitivity:
             costs = sensitivity(twin, codec, shown[:SENSITIVITY_IMAGES], bd_rate, progress.tell)
-        counts = count_symbols(codec, kept).numpy()
-    identity = bundle_camera(codec.eval(), counts, Path(options.out))
+        identity = write(codec.eval(), kept, Path(options.out))
     report = Report(
         codec=name,
         identity=identity,
@@ -101,6 +103,35 @@ def main(options: argparse.Namespace) -> int:
         Path(options.json).write_text(json.dumps(report.as_json(), indent=1), encoding="utf-8")
     print(report.text())
     return 0
+
+
+Writer = Callable[[Any, Tensor, Path], str]
+"""Writes the bundle of a codec, its entropy tables counted on pictures (N, 3, CROP, CROP); returns the identity."""
+
+
+def _float_codec(path: Path) -> tuple[str, Any, Writer]:
+    """(name, float codec, what writes its bundle) of a training checkpoint, or of what `linnet export --keep` wrote."""
+    try:
+        return "camera", load_float_camera(path), _write_camera
+    except InputError:
+        try:
+            name, codec = load_hyperprior(path)
+        except InputError as error:
+            raise InputError(
+                f"{path} is neither a training checkpoint of linnet nor a codec that `linnet export --keep` wrote"
+            ) from error
+    codec.set_exact(False)
+    return name, codec.eval(), partial(_write_hyperprior, name)
+
+
+def _write_camera(codec: Any, pictures: Tensor, out: Path) -> str:
+    return bundle_camera(codec, count_symbols(codec, pictures).numpy(), out)
+
+
+def _write_hyperprior(name: str, codec: Any, pictures: Tensor, out: Path) -> str:
+    codec.set_exact(True)
+    crops = (pictures * 128 + 128).round().byte().permute(0, 2, 3, 1).numpy()
+    return write_hyperprior(name, codec, np.ascontiguousarray(crops), out)
 
 
 def read_pictures(folder: Path, count: int) -> tuple[Tensor, list[Remark], list[Remark]]:
