@@ -357,7 +357,7 @@ def test_calibrate_refuses_what_it_cannot_read(
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     command = ["calibrate", str(tmp_path / "bad.pt"), "--images", str(folder)]
     assert main([*command, "--out", str(tmp_path / "o.lntb")]) == 1
-    assert "is not a training checkpoint of linnet" in capsys.readouterr().err
+    assert "is neither a training checkpoint of linnet" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "absent" / "o.lntb")]) == 2
     assert "its folder does not exist" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+import linnet
 from linnet.runtime import core
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
@@ -299,3 +300,21 @@ def test_wrong_arithmetic_is_refused(codec: Codec) -> None:
 
     with pytest.raises(MachineError, match=r"off-by-one computes network context_2 .* wrongly"):
         check_known_answer(Off(codec.bundle.networks), codec.bundle, "context_2")
+
+
+def test_every_bundle_in_the_package_is_found_by_name_and_by_its_files(photograph: np.ndarray, tmp_path: Path) -> None:
+    """A file says by identity which bundle made it: nobody has to name it to decode."""
+    from linnet.runtime.bundle import SHIPPED, locate, shipped, shipped_identities
+
+    assert SHIPPED in shipped() and len(shipped()) > 1
+    image, made = photograph[:64, :96], {}
+    for name, path in shipped().items():
+        assert locate(name) == path and Bundle.open(name).name == name
+        made[name] = linnet.encode(image, bundle=name)
+        assert shipped_identities()[Reader(made[name]).record().bundle.hex()] == name
+        np.testing.assert_array_equal(linnet.decode(made[name]), linnet.decode(made[name], bundle=name))
+        (tmp_path / f"{name}.lnt").write_bytes(made[name])
+        with linnet.open(tmp_path / f"{name}.lnt") as file:
+            np.testing.assert_array_equal(file.read(), linnet.decode(made[name]))
+    with pytest.raises(InputError, match="was encoded with bundle"):
+        linnet.decode(made[SHIPPED], bundle=next(name for name in shipped() if name != SHIPPED))

@@ -195,6 +195,25 @@ def test_the_codec_is_kept_for_pytorch(quick: None, images: list[np.ndarray], tm
         hyperprior_bundle.load_hyperprior(tmp_path / "kept.pt")
 
 
+@pytest.mark.slow
+def test_calibrate_quantises_what_was_kept(
+    quick: None, images: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = hyperprior_bundle.to_full_scale(hyperprior_bundle.CalibrationImages(images).crops(2))
+    codec, _ = conversion.convert(sane_model("bmshj2018-hyperprior"), full, lambda: full[:1], 0)
+    torch.save(codec.as_dict("mine"), tmp_path / "kept.pt")
+    (tmp_path / "photographs").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "photographs" / f"{number}.png")
+    bundle = tmp_path / "mine.lntb"
+    command = ["calibrate", str(tmp_path / "kept.pt"), "--images", str(tmp_path / "photographs"), "--count", "4"]
+    assert main([*command, "--no-sensitivity", "--out", str(bundle)]) == 0
+    assert "mine, int8-exact" in capsys.readouterr().out
+    opened, reference = (Codec.open(bundle, backend, 1) for backend in ("onnxruntime", "reference"))
+    data = opened.encode(images[0][:128, :192])
+    np.testing.assert_array_equal(opened.decode(data), reference.decode(data))
+
+
 # Loading
 
 
