@@ -6,6 +6,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
