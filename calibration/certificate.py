@@ -156,8 +156,6 @@ def _result(network: str, node: Node, sources: list[_Tensor]) -> _Tensor:
     wrong = [source.kind for source in sources if source.kind != expected]
     require(not wrong, f"inputs are {expected}", f"one of them is {wrong[0] if wrong else expected}")
     if isinstance(node, Conv):
-        narrow = first.kind == "int8" and node.bits == 8
-        require(narrow or node.format == WIDE, "16 bits are of w8a16b32 only", f"it is {node.format}")
         taken = node.weight.shape[1]
         require(taken == first.channels, "channels fit", f"it takes {taken} channels and gets {first.channels}")
         return _Tensor("raw" if raw else f"int{node.bits}", len(node.weight), first.step * node.stride)
@@ -192,7 +190,10 @@ def prove(network: Network) -> list[LayerProof]:
         if node.output in tensors:
             raise RuleBroken(network.name, node.name, "tensors are defined once", f"{node.output} was there before")
         if isinstance(node, Conv):
-            proofs.append(prove_conv(network.name, node, 16 if tensors[node.source].kind == "int16" else 8))
+            int16 = tensors[node.source].kind == "int16"
+            if node.format != WIDE and (int16 or node.bits > 8):
+                raise RuleBroken(network.name, node.name, "16 bits are of w8a16b32 only", f"it is {node.format}")
+            proofs.append(prove_conv(network.name, node, 16 if int16 else 8))
         tensors[node.output] = _result(network.name, node, [tensors[source] for source in sources])
     for output in network.outputs:
         if output not in tensors:

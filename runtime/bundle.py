@@ -31,17 +31,22 @@ SHIPPED = "camera"
 """Name of the bundle inside the package that is used when none is given."""
 
 
+def _shipped_folder() -> Path:
+    """Where the package keeps its own bundles, in the source tree as once installed."""
+    return Path(str(files(__package__.partition(".")[0]))) / "bundles"
+
+
 def shipped() -> dict[str, Path]:
-    """The bundles inside the package by name, in the source tree as once installed."""
-    folder = Path(str(files(__package__.partition(".")[0]))) / "bundles"
-    return {path.stem: path for path in sorted(folder.glob("*.lntb"))}
+    """The bundles inside the package by name."""
+    return {path.stem: path for path in sorted(_shipped_folder().glob("*.lntb"))}
 
 
 def locate(bundle: str | Path | None = None) -> Path:
     """Where a bundle is: a path, or the name of one inside the package; None is `SHIPPED`."""
-    inside = shipped()
-    name = SHIPPED if bundle is None else str(bundle)
-    return inside[name] if name in inside and (bundle is None or not Path(name).exists()) else Path(name)
+    if bundle is None:
+        return _shipped_folder() / f"{SHIPPED}.lntb"
+    path = Path(bundle)
+    return path if path.exists() else shipped().get(str(bundle), path)
 
 
 @cache

@@ -345,4 +345,4 @@ def test_the_pixels_of_every_frame_are_compared_with_their_digests(
         said = capfd.readouterr()
         assert status == (0 if name == "good" else 1)
         assert ("the pixels match" in said.out) == (name == "good")
-        assert ("pixels of frame 1 differ" in said.err) == (name == "bad")
+        assert ("frame 1: the decoded pixels differ" in said.err) == (name == "bad")
