@@ -164,7 +164,7 @@ def test_the_checker_knows_the_formats() -> None:
         "accumulators below 2^31",
     )
     add = Add("b", ("x", "a"), "b", raw=False)
-    refused(Network("n", {"x": 8}, ("b",), (widen, replace(widen, output="a"), add)), "inputs are int8")
+    refused(Network("n", {"x": 8}, ("b",), (widen, add)), "inputs are int8")
 
 
 def test_networks_keep_their_formats_as_json() -> None:

@@ -42,7 +42,8 @@ def commands(text: str) -> list[list[str]]:
     fenced = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     indented = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
     lines = re.sub(r"\\\n\s*", "", f"{fenced}\n{indented}").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("linnet ")]
+    alone = [re.split(r"\s(?:\|\||&&|[|;])\s", line)[0] for line in lines if line.startswith("linnet ")]
+    return [shlex.split(line, comments=True)[1:] for line in alone]
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
