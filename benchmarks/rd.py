@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import MachineError, UsageError
+from .argument_types import positive
 from .codec import LINNET, LINNET_QUALITIES, Codec
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--html", type=Path, metavar="FILE", help="write a page with tables, curves and crops at equal bytes")
     add("--bundle", help="codec bundle of linnet (default: the shipped one)")
     add("--backend", default="auto", help="backend of linnet (default: auto)")
-    add("--limit", type=_positive, metavar="N", help="at most N pictures of each set")
-    add("--processes", type=_positive, default=1, metavar="N", help="measure N pictures at a time (default: 1)")
+    add("--limit", type=positive, metavar="N", help="at most N pictures of each set")
+    add("--processes", type=positive, default=1, metavar="N", help="measure N pictures at a time (default: 1)")
 
 
 def run(arguments: argparse.Namespace, codec: Codec | None = None) -> int:
@@ -187,13 +188,6 @@ def _qualities(text: str) -> tuple[float, ...]:
     if not all(1 <= value <= 100 for value in values):
         raise argparse.ArgumentTypeError(f"{text}: qualities go from 1 to 100")
     return values
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: use 1 or more")
-    return value
 
 
 def _peer_names(text: str) -> tuple[str, ...]:

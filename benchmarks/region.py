@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import defaults
 from ..runtime.errors import MachineError, UsageError
+from .argument_types import positive
 from .codec import LINNET
 from .measure import CodecFailure
 from .region_frames import WINDOW, place, size
@@ -33,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--megapixels", type=_sizes, default=MEGAPIXELS, metavar="MP,MP,...",
         help="sizes of the frame, rising (default: 24,96)",
     )  # fmt: skip
-    add("--window", type=_positive, default=WINDOW, metavar="N", help="side of the window in pixels (default: 512)")
-    add("--repeat", type=_positive, default=REPEAT, metavar="N", help="rounds (default: 3)")
+    add("--window", type=positive, default=WINDOW, metavar="N", help="side of the window in pixels (default: 512)")
+    add("--repeat", type=positive, default=REPEAT, metavar="N", help="rounds (default: 3)")
     add(
         "--quality", type=int, choices=range(1, 101), default=defaults.QUALITY, metavar="Q",
         help=f"quality of linnet (default: {defaults.QUALITY})",
     )  # fmt: skip
     add("--bpp", type=float, metavar="B", help="bits per pixel the peers aim at (default: what linnet needs)")
-    add("--limit", type=_positive, metavar="N", help="at most N pictures of each set")
+    add("--limit", type=positive, metavar="N", help="at most N pictures of each set")
     add("--no-linnet", action="store_true", help="measure the peers only")
     add("--bundle", help="codec bundle of linnet (default: the shipped one)")
     add("--backend", default="auto", help="backend of linnet (default: auto)")
@@ -106,10 +107,3 @@ def _sizes(text: str) -> tuple[float, ...]:
     if not values[0] > 0 or any(not a < b for a, b in pairwise(values)):
         raise argparse.ArgumentTypeError(f"{text}: use positive sizes in rising order")
     return values
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: use 1 or more")
-    return value

@@ -9,6 +9,7 @@ network: every number is an integer below 2**24 times a power of two.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -19,6 +20,12 @@ FULL_SCALE = 1.0 - 2.0**-ACTIVATION_EXP
 """Largest activation, 127/128."""
 LEAK = 0.1
 """Gradient of the saturation outside its range; the forward pass is exactly flat there."""
+
+
+def to_full_scale(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 3, H, W) float32 on `device` in full-scale units: pixel 128 is 0."""
+    planes = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+    return planes.float().sub_(128).div_(128)
 
 
 def round_straight_through(x: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ..calibration.entropy_tables import PROBABILITY_BITS, fitted_tables, laplacian_tables
+from ..calibration.qat import to_full_scale
 from ..runtime import backends, core
 from ..runtime.bundle import Bundle
 from ..runtime.codec import Codec
@@ -75,11 +76,6 @@ class CalibrationImages:
         y, x = (int(self._rng.integers(side - CROP + 1)) for side in image.shape[:2])
         patch = image[y : y + CROP, x : x + CROP]
         return patch[:, ::-1] if self._rng.random() < 0.5 else patch
-
-
-def to_full_scale(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) float32 in full-scale units: pixel 128 is 0."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().sub_(128).div_(128)
 
 
 def load_hyperprior(path: Path) -> tuple[str, Hyperprior]:

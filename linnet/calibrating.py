@@ -24,11 +24,11 @@ from . import images
 from .benchmarks.metrics import bd_rate
 from .calibration.assessment import collect, mean_bd_rate, measure, sensitivity
 from .calibration.ptq import QUALITIES, Method, check_layers, quantise
+from .calibration.qat import to_full_scale
 from .calibration.report import Report
 from .export.bundling import bundle_camera, count_symbols, load_float_camera
 from .export.hyperprior_bundle import load_hyperprior, write_hyperprior
 from .runtime.errors import InputError, UsageError
-from .training.data import to_full_scale
 
 CROP = 256
 """Side of the squares that are cut from the middle of each picture."""

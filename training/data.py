@@ -10,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from ..calibration.qat import to_full_scale
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 
 
@@ -48,9 +50,3 @@ class Photographs:
                 patch = patch[:, ::-1]
             out[i] = patch.transpose(1, 0, 2) if rng.random() < 0.5 else patch
         return to_full_scale(out, device)
-
-
-def to_full_scale(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) float32 on `device` in full-scale units: pixel 128 is 0."""
-    planes = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
-    return planes.float().sub_(128).div_(128)

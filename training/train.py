@@ -22,10 +22,10 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..calibration.qat import ExactConv2d
+from ..calibration.qat import ExactConv2d, to_full_scale
 from ..export.bundling import count_symbols
 from ..export.models.camera import Camera
-from .data import Photographs, to_full_scale
+from .data import Photographs
 from .initialise import initialise
 
 LAMBDA_RANGE = (0.0007, 0.09)
