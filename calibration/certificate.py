@@ -24,6 +24,7 @@ from ..runtime.network import (
     FREE,
     MAX_SHIFT,
     MIN_SHIFT,
+    OPERATORS,
     WEIGHT_LIMIT,
     WIDE,
     WIDE_ACCUMULATOR_LIMIT,
@@ -32,8 +33,12 @@ from ..runtime.network import (
     Concat,
     Conv,
     DepthToSpace,
+    EdgePad,
     Network,
     Node,
+    Select,
+    SpaceToDepth,
+    sources,
 )
 from ..runtime.tiles import BLOCK
 
@@ -144,21 +149,33 @@ class _Tensor:
     step: float
 
 
-def _result(network: str, node: Node, sources: list[_Tensor]) -> _Tensor:
+def _result(network: str, node: Node, inputs: list[_Tensor]) -> _Tensor:
     """What `node` makes of its inputs. Raises RuleBroken where kinds, channels or planes do not fit."""
 
     def require(condition: bool, rule: str, detail: str) -> None:
         if not condition:
             raise RuleBroken(network, node.name, rule, detail)
 
-    first, raw = sources[0], isinstance(node, Conv | Add) and node.raw
-    expected = "raw" if isinstance(node, Add) and raw else "int16" if first.kind == "int16" else "int8"
-    wrong = [source.kind for source in sources if source.kind != expected]
+    first, raw = inputs[0], isinstance(node, Conv | Add) and node.raw
+    if not isinstance(node, Conv | Add):  # what only moves numbers takes any
+        expected = first.kind
+    else:
+        expected = "raw" if isinstance(node, Add) and raw else "int16" if first.kind == "int16" else "int8"
+    wrong = [source.kind for source in inputs if source.kind != expected]
     require(not wrong, f"inputs are {expected}", f"one of them is {wrong[0] if wrong else expected}")
     if isinstance(node, Conv):
         taken = node.weight.shape[1]
         require(taken == first.channels, "channels fit", f"it takes {taken} channels and gets {first.channels}")
         return _Tensor("raw" if raw else f"int{node.bits}", len(node.weight), first.step * node.stride)
+    if isinstance(node, SpaceToDepth):
+        return _Tensor(first.kind, first.channels * node.block**2, first.step * node.block)
+    if isinstance(node, Select):
+        fit = len(set(node.channels)) == len(node.channels) and set(node.channels) <= set(range(first.channels))
+        require(fit, "channels fit", f"it does not take each of {first.channels} channels at most once")
+        return _Tensor(first.kind, len(node.channels), first.step)
+    if isinstance(node, EdgePad):
+        require(node.width >= 0, "strides and paddings count", f"{node.width}")
+        return first
     if isinstance(node, DepthToSpace):
         square = node.block**2
         require(
@@ -167,7 +184,7 @@ def _result(network: str, node: Node, sources: list[_Tensor]) -> _Tensor:
             f"{first.channels} channels do not make blocks of {square}",
         )
         return _Tensor(first.kind, first.channels // square, first.step / node.block)
-    steps, channels = {source.step for source in sources}, [source.channels for source in sources]
+    steps, channels = {source.step for source in inputs}, [source.channels for source in inputs]
     require(len(steps) == 1, "planes of one size", f"its inputs have {sorted(steps)} times the input's step")
     if isinstance(node, Concat):
         return _Tensor(first.kind, sum(channels), first.step)
@@ -181,10 +198,9 @@ def prove(network: Network) -> list[LayerProof]:
     tensors = {name: _Tensor("int8", channels, 1.0) for name, channels in network.inputs.items()}
     proofs = []
     for node in network.nodes:
-        if not isinstance(node, Conv | Add | Concat | DepthToSpace):
+        if type(node) not in OPERATORS.values():
             raise RuleBroken(network.name, str(node), "allowed operators", f"{type(node).__name__} is not one of them")
-        sources = (node.source,) if isinstance(node, Conv | DepthToSpace) else node.sources
-        for source in sources:
+        for source in sources(node):
             if source not in tensors:
                 raise RuleBroken(network.name, node.name, "inputs exist", f"{source} is not defined before it is used")
         if node.output in tensors:
@@ -194,7 +210,7 @@ def prove(network: Network) -> list[LayerProof]:
             if node.format != WIDE and (int16 or node.bits > 8):
                 raise RuleBroken(network.name, node.name, "16 bits are of w8a16b32 only", f"it is {node.format}")
             proofs.append(prove_conv(network.name, node, 16 if int16 else 8))
-        tensors[node.output] = _result(network.name, node, [tensors[source] for source in sources])
+        tensors[node.output] = _result(network.name, node, [tensors[source] for source in sources(node)])
     for output in network.outputs:
         if output not in tensors:
             raise RuleBroken(network.name, output, "outputs exist", "no operator makes it")

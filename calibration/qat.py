@@ -9,12 +9,23 @@ network: every number is an integer below 2**24 times a power of two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..runtime.network import ACTIVATION_EXP, EXACT, FREE, MAX_SHIFT, MIN_SHIFT, WEIGHT_LIMIT, WIDE_WEIGHT_LIMIT
+from ..runtime.network import (
+    ACCUMULATOR_LIMIT,
+    ACTIVATION_EXP,
+    EXACT,
+    FREE,
+    MAX_SHIFT,
+    MIN_SHIFT,
+    WEIGHT_LIMIT,
+    WIDE_WEIGHT_LIMIT,
+)
 
 FULL_SCALE = 1.0 - 2.0**-ACTIVATION_EXP
 """Largest activation, 127/128."""
@@ -124,6 +135,12 @@ class ExactConv2d(nn.Module):
         if self.fixed_exponents is not None:
             return self.fixed_exponents
         spacing, levels = self.grid
+        if self.format == EXACT:
+            # Rounding adds at most 1 to each weight, so no partial sum leaves the contract's bound.
+            magnitude = weight.detach().flatten(1).abs().sum(1) + self.bias.detach().abs()
+            room = ACCUMULATOR_LIMIT / 2**ACTIVATION_EXP - weight[0].numel()
+            bounded = torch.floor(torch.log2(room / magnitude.clamp_min(2.0**-18))).clamp(min=MIN_SHIFT)
+            return weight_exponents(weight, spacing * levels).minimum(bounded)
         if self.format != FREE:
             return weight_exponents(weight, spacing * levels)
         peak = weight.detach().flatten(1).abs().amax(1).clamp_min(2.0**-18)
@@ -152,8 +169,18 @@ class ExactConv2d(nn.Module):
                 bias_grid = (bias_int * 2.0 ** -(exponent.double() + ACTIVATION_EXP)).to(bias.dtype)
             weight = weight + (weight_grid - weight).detach() if self.training else weight_grid
             bias = bias + (bias_grid - bias).detach() if self.training else bias_grid
-        y = F.conv2d(x, weight, bias, self.stride, self.padding)
+        y = self._convolve(x, weight, bias)
         return y if self.raw else saturate(y, self.exact)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The convolution. Kernels of several strides go by blocks of one stride: PyTorch's gradient of a 32x32 kernel
+        takes ten times as long."""
+        blocks, rest = divmod(weight.shape[2], self.stride)
+        sides = [(side + 2 * self.padding) % self.stride for side in x.shape[2:]]
+        if self.stride == 1 or blocks == 1 or rest or any(sides):
+            return F.conv2d(x, weight, bias, self.stride, self.padding)
+        x = F.pixel_unshuffle(F.pad(x, [self.padding] * 4), self.stride)
+        return F.conv2d(x, F.pixel_unshuffle(weight, self.stride), bias)
 
     def _free_forward(self, x: Tensor) -> Tensor:
         """The integer layer in the formats beyond fp32's exact range, computed in fp64."""
@@ -182,11 +209,79 @@ class SaturatingAdd(nn.Module):
         return saturate_to(a + b, self.bits[1]) if self.exact and self.bits[0] > 8 else saturate(a + b, False)
 
 
+class _Select(torch.autograd.Function):
+    """Indexing whose gradient writes each channel once: autograd's own adds them up, at several times the cost."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, channels: tuple[int, ...]) -> Tensor:  # type: ignore[no-untyped-def, override]
+        ctx.channels, ctx.of = list(channels), x.shape[1]
+        return x[:, ctx.channels]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+        result = gradient.new_zeros(len(gradient), ctx.of, *gradient.shape[2:])
+        result[:, ctx.channels] = gradient
+        return result, None
+
+
+class Select(nn.Module):
+    """Some channels of a tensor, each at most once, in the order of `channels`."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Select.apply(x, self.channels)
+
+
+class SpaceToDepth(nn.Module):
+    """`runtime.network.SpaceToDepth`: (N, C, H, W) to (N, b * b * C, H / b, W / b)."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        b = self.block
+        blocks = x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
+        return blocks.reshape(n, b * b * c, h // b, w // b)
+
+
+class DepthToSpace(nn.Module):
+    """Undoes `SpaceToDepth`: phases first, unlike `F.pixel_shuffle`."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        b = self.block
+        blocks = x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2)
+        return blocks.reshape(n, c // (b * b), h * b, w * b)
+
+
+class EdgePad(nn.Module):
+    """Repeats the outermost values `width` times on every side."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, [self.width] * 4, mode="replicate")
+
+
+LAYERS = (ExactConv2d, SaturatingAdd, Select, SpaceToDepth, DepthToSpace, EdgePad)
+
+
 class LayerTracer(fx.Tracer):
     """Follows a forward pass symbolically down to the layers of this module, which stay whole."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, ExactConv2d | SaturatingAdd) or super().is_leaf_module(module, qualified_name)
+        return isinstance(module, LAYERS) or super().is_leaf_module(module, qualified_name)
 
 
 def set_exact(module: nn.Module, exact: bool) -> None:

@@ -23,7 +23,7 @@ OPSETS = range(13, 21)
 """From the first with a scale per channel to the last that the parser of TensorRT 10.3 knows."""
 WEIGHTED = {"Conv": 0, "ConvTranspose": 1}
 """Operators with weights, and the axis of their output channels."""
-MOVING = {"Concat", "DepthToSpace", "SpaceToDepth", "Transpose", "Slice", "Split", "Pad", "Resize"}
+MOVING = {"Concat", "DepthToSpace", "SpaceToDepth", "Transpose", "Slice", "Split", "Gather", "Pad", "Resize"}
 OPERATORS = {*WEIGHTED, *MOVING, "Add", "Relu", "Clip", "QuantizeLinear", "DequantizeLinear"}
 CHANNELS_PER_GROUP = 4
 

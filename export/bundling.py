@@ -22,9 +22,11 @@ from ..runtime.errors import InputError, UsageError
 from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
 from ..runtime.network import ACTIVATION_EXP, EXACT, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
-from .models.camera import CODING_STEPS, HYPER_CHANNELS, LATENT_CHANNELS, LOG2_SCALE_BIAS, Camera
+from .models.camera import HYPER_CHANNELS, LOG2_SCALE_BIAS, MARGIN, Camera
+from .models.wavelet import FoldedAnalysis, Wavelet
 from .tracing import trace
 
+MODELS: dict[str, type[Camera]] = {model.architecture: model for model in (Camera, Wavelet)}
 QUALITIES = 100
 COUNTED_QUALITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PLANE_STEP = 2
@@ -32,7 +34,7 @@ PLANE_STEP = 2
 
 
 def load_camera(weights: Path) -> tuple[Camera, np.ndarray | None]:
-    """The camera codec with the averaged weights of a training checkpoint, in exact evaluation mode, and the symbols
+    """The codec with the averaged weights of a training checkpoint, in exact evaluation mode, and the symbols
     that the training counted (SCALE_TABLES, M), if it did."""
     codec, counts = _load_checkpoint(weights)
     codec.set_exact(True)
@@ -40,16 +42,15 @@ def load_camera(weights: Path) -> tuple[Camera, np.ndarray | None]:
 
 
 def load_float_camera(weights: Path) -> Camera:
-    """The camera codec with the averaged weights of a training checkpoint, in float evaluation mode."""
+    """The codec with the averaged weights of a training checkpoint, in float evaluation mode."""
     return _load_checkpoint(weights)[0].eval()
 
 
 def _load_checkpoint(weights: Path) -> tuple[Camera, np.ndarray | None]:
     try:
         checkpoint = torch.load(weights, weights_only=True)
-        state = checkpoint["average"]
-        codec = Camera()
-        codec.load_state_dict(state)
+        codec = MODELS[checkpoint.get("architecture", Camera.architecture)]()
+        codec.load_state_dict(checkpoint["average"])
     except (OSError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{weights} is not a training checkpoint of linnet ({reason})") from error
@@ -65,7 +66,7 @@ def count_symbols(codec: Camera, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         for quality in COUNTED_QUALITIES:
             for part in images.split(8):
-                codec.code(codec.latent(part), torch.full((len(part),), quality, device=codec.device))
+                codec.code(codec.latent(part, MARGIN), torch.full((len(part),), quality, device=codec.device))
     counts, codec.symbol_counts = codec.symbol_counts, None
     codec.train(training)
     return counts.cpu()
@@ -73,8 +74,12 @@ def count_symbols(codec: Camera, images: torch.Tensor) -> torch.Tensor:
 
 def load_bundle_into_camera(bundle: Bundle) -> Camera:
     """The PyTorch model that computes what `bundle` computes: its integers become the layers' weights, exactly."""
-    codec = Camera()
-    for name, (module, _) in codec.named_networks().items():
+    architecture = bundle.manifest["architecture"]
+    if architecture not in MODELS:
+        raise UsageError(f"bundle {bundle.name} holds a codec of another kind ({architecture})")
+    codec = MODELS[architecture]()
+    networks = codec.deployed_networks()
+    for name, (module, _) in networks.items():
         if bundle.networks[name].formats - {EXACT}:
             raise UsageError(f"network {name} is not int8-exact: only such bundles become PyTorch models again")
         for node in bundle.networks[name].nodes:
@@ -87,8 +92,10 @@ def load_bundle_into_camera(bundle: Bundle) -> Camera:
                     layer.gain.fill_(1.0)
                     layer.weight.copy_(torch.from_numpy(weight) * scale[:, None, None, None])
                     layer.bias.copy_(torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0**-ACTIVATION_EXP)
+    if isinstance(folded := networks["analysis"][0], FoldedAnalysis):
+        folded.unfold_into(codec.analysis)
     codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0 ** -(GAIN_EXP + FINE_EXP)
-    codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[:LATENT_CHANNELS]))
+    codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[: codec.latent_channels]))
     codec.set_exact(True)
     return codec.eval()
 
@@ -128,7 +135,7 @@ def export_camera(weights: Path, out: Path) -> str:
 
 def bundle_camera(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
     """As `export_camera`, of a codec in memory and the symbols counted for its entropy tables."""
-    networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
+    networks = {name: trace(name, module, channels) for name, (module, channels) in codec.deployed_networks().items()}
     gains, offsets = quality_tables(codec)
     frequencies, radii = laplacian_tables() if counts is None else fitted_tables(counts)
     tables = {
@@ -142,10 +149,10 @@ def bundle_camera(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
     }
     manifest = {
         "name": out.stem,
-        "architecture": "camera",
-        "latent_channels": LATENT_CHANNELS,
+        "architecture": codec.architecture,
+        "latent_channels": codec.latent_channels,
         "hyper_channels": HYPER_CHANNELS,
-        "coding_steps": [asdict(step) for step in CODING_STEPS],
+        "coding_steps": [asdict(step) for step in codec.steps],
     }
     return write_codec(out, manifest, networks, tables)
 

@@ -1,7 +1,7 @@
 """From a PyTorch module to an integer network: follow the forward pass symbolically, freeze each layer on the way.
 
-Understands modules made of ExactConv2d, SaturatingAdd, `torch.cat` over channels, `F.pixel_shuffle`, and `+` between
-raw accumulators; anything else is refused by name.
+Understands modules made of the layers of `calibration.qat`, `torch.cat` over channels, `F.pixel_shuffle`, and `+`
+between raw accumulators; anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ..calibration.freezing import freeze_conv
-from ..calibration.qat import ExactConv2d, LayerTracer, SaturatingAdd
+from ..calibration.qat import DepthToSpace, EdgePad, ExactConv2d, LayerTracer, SaturatingAdd, Select, SpaceToDepth
+from ..runtime import network
 from ..runtime.errors import UsageError
-from ..runtime.network import Add, Concat, DepthToSpace, Network, Node
+from ..runtime.network import Add, Concat, Network, Node
 
 
 def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
@@ -27,6 +28,8 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
     for node in LayerTracer().trace(module).nodes:
         sources = [argument.name for argument in node.all_input_nodes]
         target = module.get_submodule(node.target) if node.op == "call_module" else node.target
+        if raw.intersection(sources) and not isinstance(target, ExactConv2d | SaturatingAdd):
+            raw.add(node.name)
         if node.op == "placeholder":
             inputs[node.name] = channels[node.name]
         elif node.op == "output":
@@ -42,16 +45,25 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
             nodes.append(conv)
         elif isinstance(target, SaturatingAdd):
             nodes.append(Add(str(node.target), (sources[0], sources[1]), node.name, raw=False, bits=target.bits[1]))
+        elif isinstance(target, Select):
+            nodes.append(network.Select(str(node.target), sources[0], node.name, target.channels))
+        elif isinstance(target, DepthToSpace):
+            moved = network.DepthToSpace(str(node.target), sources[0], node.name, target.block, phases_first=True)
+            nodes.append(moved)
+        elif isinstance(target, EdgePad):
+            nodes.append(network.EdgePad(str(node.target), sources[0], node.name, target.width))
         elif target is torch.cat:
             nodes.append(Concat(node.name, tuple(sources), node.name))
         elif target is nn.functional.pixel_shuffle:
-            nodes.append(DepthToSpace(node.name, sources[0], node.name, int(node.args[1])))
+            nodes.append(network.DepthToSpace(node.name, sources[0], node.name, int(node.args[1])))
+        elif isinstance(target, SpaceToDepth):
+            nodes.append(network.SpaceToDepth(str(node.target), sources[0], node.name, target.block))
         elif target is operator.add and raw.issuperset(sources):
             raw.add(node.name)
             nodes.append(Add(node.name, (sources[0], sources[1]), node.name, raw=True))
         else:
             raise UsageError(
                 f"network {name}: {node.name} ({target}) is not an exact operator; build the module from ExactConv2d, "
-                "SaturatingAdd, torch.cat and F.pixel_shuffle"
+                "SaturatingAdd, Select, SpaceToDepth, DepthToSpace, EdgePad, torch.cat and F.pixel_shuffle"
             )
     return Network(name, inputs, outputs, tuple(nodes))

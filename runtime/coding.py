@@ -117,7 +117,9 @@ class TileCoder:
         for index, coding_step in enumerate(bundle.steps):
             if index:
                 context = np.ascontiguousarray(companded[..., : coding_step.context])
-                parameters_all = self._backend.run(f"context_{index}", {"features": features, "coded": context})[0]
+                outputs = self._backend.run(f"context_{index}", {"features": features, "coded": context})
+                # A step may hand its successors features of its own.
+                features, parameters_all = outputs[0] if len(outputs) > 1 else features, outputs[-1]
             if bundle.log_scales is not None:
                 means, scales = np.split(parameters_all, 2, axis=-1)
                 parameters_all = np.concatenate([means, bundle.log_scales[scales.astype(np.int16) + 128]], axis=-1)

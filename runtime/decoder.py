@@ -219,8 +219,10 @@ class LevelDecoder:
                 self._hidden.append(rect)
             shape = (rect.height // BLOCK, rect.width // BLOCK, 2 * self._codec.bundle.latent_channels)
             return np.zeros(shape, np.int8)
-        planes = core.pixels_to_planes(overview, 0, 0, rect.width, rect.height)
-        return split_latent(self._codec.backend.run("analysis", {"planes": planes[None]})[0][0])
+        seen = rect.surrounded(self._codec.analysis_halo * BLOCK)
+        planes = core.pixels_to_planes(overview, seen.x - rect.x, seen.y - rect.y, seen.width, seen.height)
+        latents = self._codec.backend.run("analysis", {"planes": planes[None]})[0][0]
+        return split_latent(view(latents, rect.scaled(1, BLOCK), seen.scaled(1, BLOCK)))
 
     def _overview(self, rect: Rect) -> np.ndarray | None:
         """`rect` of this level from the next coarser stored level; None where there is none or it is blank too."""

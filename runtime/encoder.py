@@ -277,13 +277,17 @@ class _LevelEncoder:
             self.target.spent(base, zip(group, map(len, payloads), strict=True))
 
     def _analyse(self, piece: Rect) -> np.ndarray:
-        """Latents (h, w, C) float32 of `piece`, computed with the neighbours that the analysis sees."""
-        seen = piece.grown(self.halo, self._grid.padded)
+        """Latents (h, w, C) float32 of `piece`, computed with the neighbours that the analysis sees.
+
+        Beyond the frame it sees the pixels at the border again: zeros there would be an edge, which costs bits.
+        """
+        seen = piece.surrounded(self.halo)
         if self.planes is not None:
             planes = self.planes(seen)
         else:
-            pixels = self.rows.get(seen.common(Rect(0, 0, self._grid.width, self._grid.height)))
-            planes = core.pixels_to_planes(pixels, 0, 0, seen.width, seen.height)[None]
+            inside = seen.common(Rect(0, 0, self._grid.width, self._grid.height))
+            left, top = seen.x - inside.x, seen.y - inside.y
+            planes = core.pixels_to_planes(self.rows.get(inside), left, top, seen.width, seen.height)[None]
         result = self._codec.backend.run("analysis", {"planes": planes})[0][0]
         return view(result, piece.scaled(1, BLOCK), seen.scaled(1, BLOCK))
 

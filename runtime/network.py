@@ -81,7 +81,20 @@ class Concat:
 
 @dataclass(frozen=True)
 class DepthToSpace:
-    """Channels (C * b * b) to a b times larger plane; channel c * b * b + dy * b + dx goes to phase (dy, dx)."""
+    """Channels (C * b * b) to a b times larger plane; channel c * b * b + dy * b + dx goes to phase (dy, dx), or with
+    `phases_first` channel (dy * b + dx) * C + c, which undoes SpaceToDepth."""
+
+    name: str
+    source: str
+    output: str
+    block: int
+    phases_first: bool = False
+
+
+@dataclass(frozen=True)
+class SpaceToDepth:
+    """Channels (C, ...) to (b * b * C) of a b times smaller plane, int8 or raw, whose sides are multiples of b: phase
+    (dy, dx) of channel c goes to channel (dy * b + dx) * C + c, which is ONNX's order and not DepthToSpace's."""
 
     name: str
     source: str
@@ -89,7 +102,33 @@ class DepthToSpace:
     block: int
 
 
-Node = Conv | Add | Concat | DepthToSpace
+@dataclass(frozen=True)
+class Select:
+    """Channel i of the output is channel `channels[i]` of the input, int8 or raw; each is taken at most once."""
+
+    name: str
+    source: str
+    output: str
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EdgePad:
+    """A plane that is larger by `width` positions on each side, where the outermost values are repeated."""
+
+    name: str
+    source: str
+    output: str
+    width: int
+
+
+Node = Conv | Add | Concat | DepthToSpace | SpaceToDepth | Select | EdgePad
+OPERATORS: dict[str, type[Node]] = {kind.__name__: kind for kind in Node.__args__}  # type: ignore[attr-defined]
+
+
+def sources(node: Node) -> tuple[str, ...]:
+    """The tensors that `node` reads."""
+    return node.sources if isinstance(node, Add | Concat) else (node.source,)
 
 
 @dataclass(frozen=True)
@@ -109,14 +148,17 @@ class Network:
             if isinstance(node, Conv):
                 scale[node.output] = scale[node.source] / node.stride
                 counts.append((node.name, node.weight.size * scale[node.output] ** 2))
-            elif isinstance(node, DepthToSpace):
-                scale[node.output] = scale[node.source] * node.block
             else:
-                scale[node.output] = scale[node.sources[0]]
+                scale[node.output] = scale[sources(node)[0]] * growth(node)
         return counts
 
     def output_shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Shapes (N, H, W, C) of the outputs for inputs of the shapes `inputs`."""
+        shapes = self.shapes(inputs)
+        return [shapes[name] for name in self.outputs]
+
+    def shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Shapes (N, H, W, C) of all tensors for inputs of the shapes `inputs`."""
         shapes = dict(inputs)
         for node in self.nodes:
             if isinstance(node, Conv):
@@ -128,21 +170,32 @@ class Network:
             elif isinstance(node, DepthToSpace):
                 n, h, w, c = shapes[node.source]
                 shapes[node.output] = (n, h * node.block, w * node.block, c // node.block**2)
+            elif isinstance(node, SpaceToDepth):
+                n, h, w, c = shapes[node.source]
+                shapes[node.output] = (n, h // node.block, w // node.block, c * node.block**2)
+            elif isinstance(node, Select):
+                shapes[node.output] = (*shapes[node.source][:3], len(node.channels))
+            elif isinstance(node, EdgePad):
+                n, h, w, c = shapes[node.source]
+                shapes[node.output] = (n, h + 2 * node.width, w + 2 * node.width, c)
             elif isinstance(node, Concat):
                 shapes[node.output] = (*shapes[node.sources[0]][:3], sum(shapes[s][3] for s in node.sources))
             else:
                 shapes[node.output] = shapes[node.sources[0]]
-        return [shapes[name] for name in self.outputs]
+        return shapes
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each tensor."""
+        shapes = self.shapes({name: (1, 1 << 10, 1 << 10, channels) for name, channels in self.inputs.items()})
+        return {name: shape[3] for name, shape in shapes.items()}
 
     @property
     def bits(self) -> dict[str, int]:
         """Width of each integer tensor by name, 8 or 16: activations have the scale 2**-(bits - 1)."""
         bits = dict.fromkeys(self.inputs, 8)
         for node in self.nodes:
-            if isinstance(node, Conv | Add):
-                bits[node.output] = node.bits
-            else:
-                bits[node.output] = bits[node.source if isinstance(node, DepthToSpace) else node.sources[0]]
+            bits[node.output] = node.bits if isinstance(node, Conv | Add) else bits[sources(node)[0]]
         return bits
 
     @property
@@ -153,11 +206,20 @@ class Network:
     @property
     def raw_outputs(self) -> tuple[bool, ...]:
         """Whether each output is float32 and not int8."""
-        raw = {node.output for node in self.nodes if isinstance(node, Conv | Add) and node.raw}
-        return tuple(name in raw for name in self.outputs)
+        return tuple(name in self.raw for name in self.outputs)
+
+    @property
+    def raw(self) -> set[str]:
+        """The tensors that are float32 and not integer."""
+        raw: set[str] = set()
+        for node in self.nodes:
+            if node.raw if isinstance(node, Conv | Add) else sources(node)[0] in raw:
+                raw.add(node.output)
+        return raw
 
     def receptive_radius(self, output: str | None = None) -> float:
-        """How far, in positions of the input planes, an output position sees to either side (the larger side)."""
+        """How far, in positions of the input planes, an output position sees to either side (the larger side), beyond
+        those that it stands for itself where its plane is coarser."""
         low = dict.fromkeys(self.inputs, 0.0)
         high = dict(low)
         jump = dict.fromkeys(self.inputs, 1.0)
@@ -168,15 +230,25 @@ class Network:
                 low[node.output] = low[node.source] + node.padding * step
                 high[node.output] = high[node.source] + reach * step
                 jump[node.output] = step * node.stride
-            elif isinstance(node, DepthToSpace):
-                low[node.output], high[node.output] = low[node.source], high[node.source]
-                jump[node.output] = jump[node.source] / node.block
-            else:
-                low[node.output] = max(low[s] for s in node.sources)
-                high[node.output] = max(high[s] for s in node.sources)
-                jump[node.output] = jump[node.sources[0]]
+                continue
+            step = jump[sources(node)[0]]
+            low[node.output] = max(low[s] for s in sources(node))
+            high[node.output] = max(high[s] for s in sources(node))
+            jump[node.output] = step / growth(node)
+            if isinstance(node, SpaceToDepth):
+                high[node.output] += (node.block - 1) * step
+            elif isinstance(node, EdgePad):  # what follows is counted from the padded plane's corner
+                low[node.output] += node.width * step
+                high[node.output] -= node.width * step
         names = self.outputs if output is None else (output,)
-        return max(max(low[n], high[n]) for n in names)
+        return max(max(low[n], high[n] - max(0.0, jump[n] - 1)) for n in names)
+
+
+def growth(node: Node) -> float:
+    """How many times as many positions the output's side has as the input's."""
+    if isinstance(node, DepthToSpace):
+        return node.block
+    return 1 / node.block if isinstance(node, SpaceToDepth) else 1
 
 
 def describe(network: Network) -> dict[str, Any]:
@@ -219,12 +291,9 @@ def rebuild(name: str, structure: Mapping[str, Any], stored: Mapping[str, np.nda
                     "update linnet"
                 )
             nodes.append(node)
-        elif op == "Add":
-            nodes.append(Add(**{**stated, "sources": tuple(stated["sources"])}))
-        elif op == "Concat":
-            nodes.append(Concat(**{**stated, "sources": tuple(stated["sources"])}))
-        elif op == "DepthToSpace":
-            nodes.append(DepthToSpace(**stated))
+        elif op in OPERATORS:
+            # JSON has lists where nodes have tuples.
+            nodes.append(OPERATORS[op](**{k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()}))
         else:
             raise InputError(
                 f"network {name} uses operator {op}, which this version of linnet does not know: update linnet"

@@ -47,6 +47,10 @@ class Rect(NamedTuple):
         right, bottom = min(self.right + margin, bounds.right), min(self.bottom + margin, bounds.bottom)
         return Rect(x, y, right - x, bottom - y)
 
+    def surrounded(self, margin: int) -> Rect:
+        """Grown by `margin` on every side."""
+        return Rect(self.x - margin, self.y - margin, self.width + 2 * margin, self.height + 2 * margin)
+
     def common(self, other: Rect) -> Rect:
         """What both cover; width or height is not positive where that is nothing."""
         x, y = max(self.x, other.x), max(self.y, other.y)

@@ -329,7 +329,8 @@ class TileDecoder:
         for index, step in enumerate(bundle.steps):
             if index:
                 coded = companded(bundle, latents) * (latents_done(latents.shape, bundle.steps[:index]))
-                (parameters,) = run(bundle, f"context_{index}", features=features, coded=coded[..., : step.context])
+                *own, parameters = run(bundle, f"context_{index}", features=features, coded=coded[..., : step.context])
+                features = own[0] if own else features
             if bundle.log_scales is not None:
                 means, scales = np.split(parameters, 2, axis=2)
                 parameters = np.concatenate([means, bundle.log_scales[scales.astype(int) + 128]], axis=2)

@@ -13,7 +13,18 @@ import pytest
 from linnet.runtime.backends.reference import convolve, requantise, run_network
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
-from linnet.runtime.network import ACCUMULATOR_LIMIT, Add, Concat, Conv, DepthToSpace, Network
+from linnet.runtime.network import (
+    ACCUMULATOR_LIMIT,
+    Add,
+    Concat,
+    Conv,
+    DepthToSpace,
+    EdgePad,
+    Network,
+    Node,
+    Select,
+    SpaceToDepth,
+)
 
 Runner = Callable[[Network, Mapping[str, np.ndarray]], list[np.ndarray]]
 
@@ -94,6 +105,31 @@ CASES = {
     "add saturates": Network("case", {"x": 8, "y": 8}, ("a",), (Add("a", ("x", "y"), "a", raw=False),)),
     "concat": Network("case", {"x": 8, "y": 4}, ("b",), (Concat("a", ("x", "y"), "a"), conv("b", "a", 12, 8, 3))),
     "depth to space": Network("case", {"x": 16}, ("b",), (DepthToSpace("a", "x", "a", 2), conv("b", "a", 4, 8, 3))),
+    "depth to space, phases first": Network(
+        "case", {"x": 16}, ("b",), (DepthToSpace("a", "x", "a", 2, phases_first=True), conv("b", "a", 4, 8, 3))
+    ),
+    "space to depth": Network(
+        "case",
+        {"x": 16},
+        ("c",),
+        (DepthToSpace("a", "x", "a", 2), conv("b", "a", 4, 6, 3), SpaceToDepth("c", "b", "c", 2)),
+    ),
+    "raw sums packed and selected": Network(
+        "case",
+        {"x": 16},
+        ("d",),
+        (
+            DepthToSpace("a", "x", "a", 2),
+            conv("b", "a", 4, 4, 3, raw=True),
+            SpaceToDepth("c", "b", "c", 2),
+            Select("d", "c", "d", (15, 3, 0, 7, 8)),
+        ),
+    ),
+    "select": Network("case", {"x": 9}, ("b",), (Select("a", "x", "a", (8, 1, 4, 0)), conv("b", "a", 4, 8, 3))),
+    "edges repeated": Network(
+        "case", {"x": 5}, ("b",), (EdgePad("a", "x", "a", 1), conv("b", "a", 5, 8, 3, padding=0))
+    ),
+    "edges repeated twice": Network("case", {"x": 5}, ("a",), (EdgePad("a", "x", "a", 2),)),
     "conv then depth to space": Network(
         "case", {"x": 6}, ("b",), (conv("a", "x", 6, 27, 3), DepthToSpace("b", "a", "b", 3))
     ),
@@ -159,6 +195,19 @@ def _torch(dtype: str) -> Runner:
         def held(values: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(values).float().to(getattr(torch, dtype)).float()
 
+        def moved(node: Node, x: torch.Tensor) -> torch.Tensor:
+            if isinstance(node, DepthToSpace):
+                if node.phases_first:
+                    square = node.block**2
+                    x = x.unflatten(1, (square, -1)).transpose(1, 2).flatten(1, 2)
+                return functional.pixel_shuffle(x, node.block)
+            if isinstance(node, SpaceToDepth):
+                x = functional.pixel_unshuffle(x, node.block)
+                return x.unflatten(1, (-1, node.block**2)).transpose(1, 2).flatten(1, 2)
+            if isinstance(node, EdgePad):
+                return functional.pad(x, [node.width] * 4, mode="replicate")
+            return x[:, list(node.channels)]
+
         def quantised(x: torch.Tensor) -> torch.Tensor:
             return torch.round(x * 128).clamp(-128, 127) / 128
 
@@ -176,7 +225,7 @@ def _torch(dtype: str) -> Runner:
             elif isinstance(node, Concat):
                 tensors[node.output] = torch.cat([tensors[source] for source in node.sources], 1)
             else:
-                tensors[node.output] = functional.pixel_shuffle(tensors[node.source], node.block)
+                tensors[node.output] = moved(node, tensors[node.source])
         outputs = [tensors[name].permute(0, 2, 3, 1).numpy() for name in network.outputs]
         return [x if raw else (x * 128).astype(np.int8) for x, raw in zip(outputs, network.raw_outputs, strict=True)]
 

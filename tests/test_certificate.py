@@ -124,8 +124,10 @@ def test_the_shipped_bundle_carries_the_proof_of_its_own_weights(bundle: Bundle)
 
 
 def test_a_halo_that_is_too_small_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(RuleBroken, match=r"network synthesis, layer .* breaks the rule 'the halo covers .* 5 blocks"):
-        certificate(bundle.networks, {"analysis": 2, "synthesis": 4})
+    needed = needed_halo(bundle.networks)
+    expected = f"network synthesis, layer .* breaks the rule 'the halo covers .* {needed['synthesis']} blocks"
+    with pytest.raises(RuleBroken, match=expected):
+        certificate(bundle.networks, {**needed, "synthesis": needed["synthesis"] - 1})
 
 
 def test_the_halo_is_what_the_synthesis_sees(codec: Codec) -> None:
@@ -155,10 +157,16 @@ def test_a_bundle_whose_sheet_is_not_its_own_is_refused(bundle: Bundle, monkeypa
 def test_the_command_prints_the_sheet(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["certificate"]) == 0
     text = capsys.readouterr().out
-    assert "synthesis: sees 4.125 positions to each side, needs a halo of 5 blocks of 16 pixels, has 5" in text
-    assert "all rules hold for 36 convolutions" in text
+    bundle = Bundle.open()
+    radius, halo = bundle.networks["synthesis"].receptive_radius(), bundle.manifest["halo"]["synthesis"]
+    needed = (
+        f"synthesis: sees {radius:g} positions to each side, needs a halo of {halo} blocks of 16 pixels, has {halo}"
+    )
+    assert needed in text
+    layers = sum(isinstance(node, Conv) for network in bundle.networks.values() for node in network.nodes)
+    assert f"all rules hold for {layers} convolutions" in text
     assert main(["certificate", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["halo"]["synthesis"] == {"needed": 5, "stated": 5}
+    assert json.loads(capsys.readouterr().out)["halo"]["synthesis"] == {"needed": halo, "stated": halo}
 
 
 def test_engines_that_round_by_adding_one_half_in_fp32_are_exact_too(bundle: Bundle) -> None:

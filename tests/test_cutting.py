@@ -92,7 +92,7 @@ def test_a_frame_of_4k_needs_half_the_engines(bundle: Bundle) -> None:
     """For a quarter more work at the most; without any more, one engine for each shape."""
     asked = building.asked_for(bundle, [(3840, 2160)], tile=512, levels=0, decoder=True)
     assert len(building.targets(bundle, asked, 8)) == 17
-    assert len(building.targets(bundle, asked, 8, more_work=0)) == 32
+    assert len(building.targets(bundle, asked, 8, more_work=0)) == 30
 
 
 def test_the_limit_on_work_holds(bundle: Bundle) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,19 @@ from linnet.runtime.latents import (
     CodingStep,
     companding_table,
 )
-from linnet.runtime.network import Add, Concat, Conv, DepthToSpace, Network, Node, arrays, describe
+from linnet.runtime.network import (
+    Add,
+    Concat,
+    Conv,
+    DepthToSpace,
+    EdgePad,
+    Network,
+    Node,
+    Select,
+    SpaceToDepth,
+    arrays,
+    describe,
+)
 from linnet.runtime.tiles import BLOCK
 
 COLOURS, FREQUENCIES = 3, ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0), (1, 2), (2, 1))
@@ -118,7 +130,8 @@ def networks() -> dict[str, Network]:
         built[name] = Network(name, inputs, outputs, tuple(nodes))
 
     network("analysis", {"planes": 12}, ("latent",), [
-        conv("planes", "down4", 12, 6, 3, stride=2), conv("down4", "down8", 6, 6, 3, stride=2),
+        SpaceToDepth("packed", "planes", "packed", 2), conv("packed", "down4", 48, 6, 3),
+        conv("down4", "down8", 6, 6, 3, stride=2),
         conv("down8", "down16", 6, LATENTS, 3, stride=2, quieter=5, raw=True), _bypass_in(),
         Add("sum", ("down16", "bypass"), "latent", raw=True),
     ])  # fmt: skip
@@ -132,15 +145,28 @@ def networks() -> dict[str, Network]:
         conv("features", "hidden", FEATURES, FEATURES, 1),
         conv("hidden", "parameters", FEATURES, 2 * STEPS[0].channels, 1, quieter=3),
     ])  # fmt: skip
-    for number, step in enumerate(STEPS[1:], 1):
-        network(f"context_{number}", {"features": FEATURES, "coded": step.context}, ("parameters",), [
-            Concat("both", ("features", "coded"), "both"),
-            conv("both", "hidden", FEATURES + step.context, FEATURES, 3),
-            conv("hidden", "parameters", FEATURES, 2 * step.channels, 1, quieter=3),
-        ])  # fmt: skip
+    network("context_1", {"features": FEATURES, "coded": 6}, ("parameters",), [
+        Concat("both", ("features", "coded"), "both"), conv("both", "hidden", FEATURES + 6, FEATURES, 3),
+        conv("hidden", "parameters", FEATURES, 12, 1, quieter=3),
+    ])  # fmt: skip
+    # One that works at twice the resolution and hands its features on.
+    network("context_2", {"features": FEATURES, "coded": 6}, ("refined", "parameters"), [
+        Concat("both", ("features", "coded"), "both"), conv("both", "up", FEATURES + 6, 4 * FEATURES, 3),
+        DepthToSpace("fine", "up", "fine", 2), SpaceToDepth("refined", "fine", "refined", 2),
+        conv("fine", "few", FEATURES, 3, 1, quieter=3), SpaceToDepth("gathered", "few", "gathered", 2),
+        Select("parameters", "gathered", "parameters", tuple(reversed(range(12)))),
+    ])  # fmt: skip
+    network("context_3", {"features": 4 * FEATURES, "coded": 12}, ("parameters",), [
+        DepthToSpace("fine", "features", "fine", 2, phases_first=True),
+        Select("some", "coded", "some", (11, 0, 3, 5, 7, 1, 2, 8)), DepthToSpace("grown", "some", "grown", 2),
+        Concat("both", ("fine", "grown"), "both"), conv("both", "hidden", FEATURES + 2, 6, 3, quieter=3),
+        SpaceToDepth("parameters", "hidden", "parameters", 2),
+    ])  # fmt: skip
     network("synthesis", {"latent": 2 * LATENTS, "companded": LATENTS + 1}, ("planes",), [
         conv("companded", "enter", LATENTS + 1, 6, 3), conv("enter", "mix", 6, 6, 1),
-        Add("residual", ("enter", "mix"), "residual", raw=False),
+        Add("sum", ("enter", "mix"), "sum", raw=False),
+        Select("low", "latent", "low", tuple(range(6))), EdgePad("edge", "low", "edge", 1),
+        replace(conv("edge", "smooth", 6, 6, 3), padding=0), Add("residual", ("sum", "smooth"), "residual", raw=False),
         conv("residual", "up8", 6, 4 * 6, 3), DepthToSpace("grown8", "up8", "grown8", 2),
         conv("grown8", "up4", 6, 4 * 6, 3), DepthToSpace("grown4", "up4", "grown4", 2),
         conv("grown4", "up2", 6, 4 * 12, 3, quieter=4), DepthToSpace("grown2", "up2", "grown2", 2),

@@ -47,12 +47,21 @@ def initialise(codec: camera.Camera, images: Tensor) -> None:
     with torch.no_grad():
         deviations = _initialise_bypass(codec, images)
         _initialise_gains(codec)
-        _initialise_by_data(codec, images[:16])
-        heads = [codec.hyper_synthesis.head, *(step.head for step in codec.context_steps)]
-        for head, step in zip(heads, camera.CODING_STEPS, strict=True):
-            log2 = torch.from_numpy(np.log2(deviations[step.first : step.last])).float()
-            log2 = log2.clamp_min(-1)
-            head.out.bias[step.channels :] = (log2 - camera.LOG2_SCALE_BIAS) * (camera.SCALE_STEPS_PER_OCTAVE / 128)
+        initialise_by_data(codec, images[:16])
+        start_heads(codec, [deviations[step.first : step.last] for step in camera.CODING_STEPS])
+
+
+def start_heads(codec: camera.Camera, deviations: list[np.ndarray]) -> None:
+    """Let each coding step's head predict the standard deviations `deviations`, one for each of its outputs."""
+    heads = [codec.hyper_synthesis.head, *(step.head for step in codec.context_steps)]
+    for head, own in zip(heads, deviations, strict=True):
+        log2 = torch.from_numpy(np.log2(own)).float().clamp_min(-1)
+        head.out.bias[len(log2) :] = (log2 - camera.LOG2_SCALE_BIAS) * (camera.SCALE_STEPS_PER_OCTAVE / 128)
+
+
+def is_linear(name: str) -> bool:
+    """Whether the layer of this name is one of the two transforms' linear filters."""
+    return name.rpartition(".")[2].startswith(("bypass", "linear", "low"))
 
 
 def _initialise_bypass(codec: camera.Camera, images: Tensor) -> np.ndarray:
@@ -75,15 +84,19 @@ def _initialise_bypass(codec: camera.Camera, images: Tensor) -> np.ndarray:
 def _initialise_gains(codec: camera.Camera) -> None:
     octaves = math.log2(COARSEST_STEP / FINEST_STEP) / (camera.GAIN_ANCHORS - 1)
     codec.log_gain_steps.fill_(math.log(math.expm1(octaves)))
-    # The hyper-latent starts fine at every quality: one that starts coarse is all zero and never learns to help.
-    codec.log_gain_steps[:, camera.LATENT_CHANNELS :] = math.log(math.expm1(HYPER_OCTAVES))
+    start_hyper_gains(codec)
 
 
-def _initialise_by_data(codec: camera.Camera, images: Tensor) -> None:
+def start_hyper_gains(codec: camera.Camera) -> None:
+    """The hyper-latent starts fine at every quality: one that starts coarse is all zero and never learns to help."""
+    codec.log_gain_steps[:, codec.gain_count :] = math.log(math.expm1(HYPER_OCTAVES))
+
+
+def initialise_by_data(codec: camera.Camera, images: Tensor) -> None:
     """Normalise each layer's outputs on real data, in the order the data reaches them (Mishkin and Matas, 2016)."""
     handles = []
     for name, layer in codec.named_modules():
-        if isinstance(layer, ExactConv2d) and not name.endswith("bypass"):
+        if isinstance(layer, ExactConv2d) and not is_linear(name):
             role = name.split(".")[-1]
             linear = HYPER_STD if name == "hyper_analysis.down4" else LINEAR_STD.get(role)
             handles.append(layer.register_forward_pre_hook(_normaliser(linear, SILENT.get(role, 1.0))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from ...runtime.backends import Backend, layer_times
 from ...runtime.backends.layers import LayerTime
 from ...runtime.bundle import Bundle
-from ...runtime.network import Conv, Network, Node
+from ...runtime.network import Conv, Network, Node, sources
 from .pipeline import DIRECTIONS, Pass, Pipeline
 
 FRAMES = 3
@@ -134,16 +134,12 @@ def layer_work(network: Network, inputs: Mapping[str, tuple[int, ...]]) -> dict[
 
     found = {}
     for node in network.nodes:
-        macs, moved = 0, size(node.output) + sum(size(source) for source in _sources(node))
+        macs, moved = 0, size(node.output) + sum(size(source) for source in sources(node))
         if isinstance(node, Conv):
             macs = node.weight[0].size * int(np.prod(shapes[node.output]))
             moved += node.weight.size
         found[node.name] = Work(macs, moved)
     return found
-
-
-def _sources(node: Node) -> Sequence[str]:
-    return (node.source,) if hasattr(node, "source") else node.sources
 
 
 def against(rows: list[dict[str, Any]], ceiling: Mapping[str, Any] | None) -> None:

@@ -40,6 +40,8 @@ CODING_STEPS = (
     CodingStep(80, 320, parity=None, context=80),
 )
 GAIN_ANCHORS = 6
+MARGIN = 32
+"""Pixels around a picture that the analysis may see; beyond a frame's border they repeat those at the border."""
 LOG2_SCALE_BIAS = 1.0
 """log2 of the scale, in latent units, that a zero output of the entropy parameters means."""
 
@@ -71,15 +73,19 @@ class Analysis(nn.Module):
         x = self.down8(self.down4(self.down2(planes)))
         for block in self.blocks:
             x = block(x)
-        return self.down16(x) + self.bypass(planes)
+        return self.down16(x) + self.linear(planes)
+
+    def linear(self, planes: Tensor) -> Tensor:
+        """What the bypass alone gives."""
+        return self.bypass(planes)
 
 
 class HyperAnalysis(nn.Module):
-    """Companded latent (N, 320, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
+    """Companded latent (N, C, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
 
-    def __init__(self) -> None:
+    def __init__(self, latent_channels: int) -> None:
         super().__init__()
-        self.down2 = ExactConv2d(LATENT_CHANNELS, FEATURE_CHANNELS, 3, 2)
+        self.down2 = ExactConv2d(latent_channels, FEATURE_CHANNELS, 3, 2)
         self.down4 = ExactConv2d(FEATURE_CHANNELS, HYPER_CHANNELS, 3, 2, raw=True)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -101,11 +107,12 @@ class ParameterHead(nn.Module):
 class HyperSynthesis(nn.Module):
     """Companded hyper-latent and quality plane (N, 65, h/4, w/4) to features (N, 96, h, w) and the first parameters."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int) -> None:
+        """`outputs` channels have parameters."""
         super().__init__()
         self.up2 = ExactConv2d(HYPER_CHANNELS + 1, 4 * FEATURE_CHANNELS, 3)
         self.up1 = ExactConv2d(FEATURE_CHANNELS, 4 * FEATURE_CHANNELS, 3)
-        self.head = ParameterHead(FEATURE_CHANNELS, CODING_STEPS[0].channels)
+        self.head = ParameterHead(FEATURE_CHANNELS, outputs)
 
     def forward(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
         features = F.pixel_shuffle(self.up1(F.pixel_shuffle(self.up2(hyper), 2)), 2)
@@ -114,6 +121,8 @@ class HyperSynthesis(nn.Module):
 
 class ContextStep(nn.Module):
     """Features and the companded latents coded so far to the parameters of the next coding step."""
+
+    takes = FEATURE_CHANNELS
 
     def __init__(self, step: CodingStep) -> None:
         super().__init__()
@@ -140,13 +149,17 @@ class Synthesis(nn.Module):
         self.bypass = ExactConv2d(2 * LATENT_CHANNELS, 768, 1)
         self.add = SaturatingAdd()
 
+    def linear(self, latent: Tensor) -> Tensor:
+        """The planes that the bypass alone gives."""
+        return F.pixel_shuffle(self.bypass(latent), 8)
+
     def forward(self, latent: Tensor, companded: Tensor) -> Tensor:
         x = F.pixel_shuffle(self.up8(self.enter(companded)), 2)
         for block in self.blocks:
             x = block(x)
         x = self.block4(F.pixel_shuffle(self.up4(x), 2))
         x = self.out(F.pixel_shuffle(self.up2(x), 2))
-        return self.add(x, F.pixel_shuffle(self.bypass(latent), 8))
+        return self.add(x, self.linear(latent))
 
 
 def compand(latent: Tensor, exact: bool) -> Tensor:
@@ -190,43 +203,62 @@ def optimised_rounding(residual: Tensor, scale: Tensor) -> Tensor:
 
 
 class Camera(nn.Module):
-    """The whole codec as one trainable module; `forward` takes images in full-scale units and one quality each."""
+    """The whole codec as one trainable module; `forward` takes images in full-scale units and one quality each.
+
+    What it does with the latents between its networks is also that of `wavelet.Wavelet`, which has other networks.
+    """
+
+    architecture = "camera"
+    steps = CODING_STEPS
+    latent_channels, hyper_channels = LATENT_CHANNELS, HYPER_CHANNELS
 
     def __init__(self) -> None:
         super().__init__()
-        self.analysis = Analysis()
-        self.hyper_analysis = HyperAnalysis()
-        self.hyper_synthesis = HyperSynthesis()
-        self.context_steps = nn.ModuleList(ContextStep(step) for step in CODING_STEPS[1:])
-        self.synthesis = Synthesis()
-        channels = LATENT_CHANNELS + HYPER_CHANNELS
-        self.finest_log_gain = nn.Parameter(torch.full((channels,), -3.0))
-        self.log_gain_steps = nn.Parameter(torch.full((GAIN_ANCHORS - 1, channels), 0.0))
+        self._make_networks()
+        gains = self.gain_count + HYPER_CHANNELS
+        self.finest_log_gain = nn.Parameter(torch.full((gains,), -3.0))
+        self.log_gain_steps = nn.Parameter(torch.full((GAIN_ANCHORS - 1, gains), 0.0))
         self.hyper_log_scale = nn.Parameter(torch.full((HYPER_CHANNELS,), 2.0))
-        self.register_buffer("mean_shift", torch.full((LATENT_CHANNELS,), FINE_EXP, dtype=torch.uint8))
+        self.register_buffer("mean_shift", torch.full((self.latent_channels,), FINE_EXP, dtype=torch.uint8))
         """The means' unit: 2**mean_shift quarters of a latent."""
         self.gain_table: Tensor | None = None
-        """The gains of a bundle (100, 320 + 64), which then replace the learned ones."""
+        """The gains of a bundle (100, latent + hyper channels), which then replace the learned ones."""
         self.symbol_counts: Tensor | None = None
         """(SCALE_TABLES, M) int64, where symbols are to be counted: how often |symbol| was 0, 1, ... per table."""
         self.exact = False
         self.networks = True
-        """Off: only the linear bypass runs, so that the entropy model can be warmed up at a fifth of the cost."""
+        """Off: only the linear filters run, so that the entropy model can be warmed up at a fraction of the cost."""
+
+    gain_count = LATENT_CHANNELS
+    """Gains that are learned; `_spread` gives each channel its own."""
+
+    def _make_networks(self) -> None:
+        self.analysis = Analysis()
+        self.hyper_analysis = HyperAnalysis(LATENT_CHANNELS)
+        self.hyper_synthesis = HyperSynthesis(CODING_STEPS[0].channels)
+        self.context_steps = nn.ModuleList(ContextStep(step) for step in CODING_STEPS[1:])
+        self.synthesis = Synthesis()
+
+    def _spread(self, gains: Tensor) -> Tensor:
+        """Learned gains (..., gain_count + hyper channels), log2, to one for each channel."""
+        return gains
 
     def log_gains(self, quality: Tensor) -> Tensor:
-        """log2 of the quantisation step in latent units, (N, 320 + 64), for quality positions (N,) in [0, 1].
+        """log2 of the quantisation step in latent units, (N, latent + hyper channels), for quality positions (N,) in
+        [0, 1].
 
-        Never below 0 (the latent's own grid) and never rising with quality, by construction.
+        Never below the least that `_spread` allows and never rising with quality, by construction.
         """
         steps = F.softplus(self.log_gain_steps).flip(0).cumsum(0).flip(0)
-        anchors = F.softplus(self.finest_log_gain) + torch.cat([steps, torch.zeros_like(steps[:1])])
+        anchors = self._spread(F.softplus(self.finest_log_gain) + torch.cat([steps, torch.zeros_like(steps[:1])]))
         position = quality.clamp(0, 1) * (GAIN_ANCHORS - 1)
         left = position.floor().clamp(max=GAIN_ANCHORS - 2).long()
         fraction = (position - left).unsqueeze(1)
         return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
 
     def gains(self, quality: Tensor) -> Tensor:
-        """Quantisation steps in latent units, (N, 320 + 64, 1, 1); on the runtime's grid of 1/256 when exact."""
+        """Quantisation steps in latent units, (N, latent + hyper channels, 1, 1); when exact, on the runtime's grid of
+        1/256."""
         if self.gain_table is not None:
             return self.gain_table[torch.round(quality * (len(self.gain_table) - 1)).long()][:, :, None, None]
         gain = 2.0 ** self.log_gains(quality)
@@ -274,16 +306,20 @@ class Camera(nn.Module):
         plane = torch.round(quality * 254 - 127) / 128
         return plane[:, None, None, None].expand(-1, 1, *like.shape[2:])
 
-    def latent(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in full-scale units to latents (N, 320, H/16, W/16) in latent units."""
-        planes = F.pixel_unshuffle(images, 2)
-        if not self.networks:
-            return 128 * self.analysis.bypass(planes)
-        return 128 * self.analysis(planes)
+    def latent(self, images: Tensor, margin: int = 0) -> Tensor:
+        """Images (N, 3, H, W) in full-scale units to latents (N, C, H/16, W/16) in latent units.
+
+        With `margin` MARGIN the outermost MARGIN pixels are only seen, and have no latents of their own.
+        """
+        if not margin:
+            images = F.pad(images, [MARGIN] * 4, mode="replicate")
+        planes, ring = F.pixel_unshuffle(images, 2), MARGIN // 16
+        latent = self.analysis(planes) if self.networks else self.analysis.linear(planes)
+        return 128 * latent[:, :, ring:-ring, ring:-ring]
 
     def code(self, latent: Tensor, quality: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Latent to (decoded latent (N, 640, h, w), bits of each coding step, the hyper-latent's first)."""
-        gain, hyper_gain = self.gains(quality).split([LATENT_CHANNELS, HYPER_CHANNELS], 1)
+        """Latent to (decoded latent (N, 2 C, h, w), bits of each coding step, the hyper-latent's first)."""
+        gain, hyper_gain = self.gains(quality).split([self.latent_channels, self.hyper_channels], 1)
         seen = compand(saturate(latent / 128, self.exact), self.exact)
         hyper = 128 * self.hyper_analysis(seen)
         zeros = torch.zeros_like(hyper)
@@ -293,12 +329,14 @@ class Camera(nn.Module):
         height, width = latent.shape[2:]
         rows, columns = (torch.arange(side, device=latent.device) for side in (height, width))
         parity = (rows[:, None] + columns) % 2
-        decoded, quarters, bits = torch.zeros_like(latent), torch.zeros_like(latent), [hyper_bits]
+        decoded, quarters, companded = (torch.zeros_like(latent) for _ in range(3))
+        bits = [hyper_bits]
         mean_unit = 128 * 2.0 ** (self.mean_shift.to(latent.dtype) - FINE_EXP)[:, None, None]
-        for index, step in enumerate(CODING_STEPS):
+        for index, step in enumerate(self.steps):
             if index:
-                context = compand(decoded[:, : step.context], self.exact)
-                parameters = self.context_steps[index - 1](features, context)
+                parameters = self.context_steps[index - 1](features, companded[:, : step.context])
+                if isinstance(parameters, tuple):
+                    features, parameters = parameters
             mean, log_scale = parameters.chunk(2, 1)
             part = slice(step.first, step.last)
             log2_scale = log_scale * (128 / SCALE_STEPS_PER_OCTAVE) + LOG2_SCALE_BIAS
@@ -307,27 +345,36 @@ class Camera(nn.Module):
             whole, rest, step_bits = self._code(latent[:, part], mean, log2_scale, gain[:, part], mask)
             if mask is not None:
                 whole, rest, step_bits = whole * mask, rest * mask, step_bits * mask
-            pad = [0, 0, 0, 0, step.first, LATENT_CHANNELS - step.last]
+            pad = [0, 0, 0, 0, step.first, self.latent_channels - step.last]
             decoded, quarters = decoded + F.pad(whole, pad), quarters + F.pad(rest, pad)
+            companded = companded + F.pad(compand(whole, self.exact), pad)
             bits.append(step_bits)
         return torch.cat([decoded, quarters], 1), bits
 
     def reconstruct(self, decoded: Tensor, quality: Tensor) -> Tensor:
-        """Decoded latents (N, 640, h, w) in full-scale units to images (N, 3, 16h, 16w) in full-scale units."""
+        """Decoded latents (N, 2 C, h, w) in full-scale units to images (N, 3, 16h, 16w) in full-scale units."""
         if not self.networks:
-            planes = F.pixel_shuffle(self.synthesis.bypass(decoded), 8)
+            planes = self.synthesis.linear(decoded)
         else:
             plane = self.quality_plane(quality, decoded)
-            companded = compand(decoded[:, :LATENT_CHANNELS], self.exact)
+            companded = compand(decoded[:, : self.latent_channels], self.exact)
             planes = self.synthesis(decoded, torch.cat([companded, plane], 1))
         return F.pixel_shuffle(planes, 2)
 
-    def forward(self, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W), sides multiples of 64, and quality positions (N,): (decoded, bits per pixel (N,))."""
-        decoded, bits = self.code(self.latent(images), quality)
-        pixels = images.shape[2] * images.shape[3]
+    def forward(self, images: Tensor, quality: Tensor, margin: int = 0) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W), sides multiples of 64 beside twice the `margin` (see `latent`), and quality positions
+        (N,): (decoded, without the margin; bits per pixel (N,))."""
+        decoded, bits = self.code(self.latent(images, margin), quality)
+        pixels = decoded.shape[2] * decoded.shape[3] * 16**2
         bits_per_pixel = sum(part.flatten(1).sum(1) for part in bits) / pixels
         return self.reconstruct(decoded, quality), bits_per_pixel
+
+    def set_training_arithmetic(self, exact: bool) -> None:
+        """As `set_exact`, while training."""
+        self.set_exact(exact)
+
+    def finish(self, images: Tensor) -> None:
+        """What is left to do when training ends; `images` (N, 3, H, W) have a MARGIN."""
 
     @property
     def device(self) -> torch.device:
@@ -337,16 +384,20 @@ class Camera(nn.Module):
     def set_exact(self, exact: bool) -> None:
         set_exact(self, exact)
 
+    def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
+        """`named_networks`, in the form that a bundle holds."""
+        return self.named_networks()
+
     def named_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
-        """Each network a bundle holds, by the name the runtime knows it under, with its inputs' channels."""
+        """Each network by the name the runtime knows it under, with its inputs' channels."""
         steps = {
-            f"context_{i}": (module, {"features": FEATURE_CHANNELS, "coded": CODING_STEPS[i].context})
+            f"context_{i}": (module, {"features": module.takes, "coded": self.steps[i].context})
             for i, module in enumerate(self.context_steps, 1)
         }
         return {
             "analysis": (self.analysis, {"planes": 12}),
-            "hyper_analysis": (self.hyper_analysis, {"latent": LATENT_CHANNELS}),
+            "hyper_analysis": (self.hyper_analysis, {"latent": self.latent_channels}),
             "hyper_synthesis": (self.hyper_synthesis, {"hyper": HYPER_CHANNELS + 1}),
             **steps,
-            "synthesis": (self.synthesis, {"latent": 2 * LATENT_CHANNELS, "companded": LATENT_CHANNELS + 1}),
+            "synthesis": (self.synthesis, {"latent": 2 * self.latent_channels, "companded": self.latent_channels + 1}),
         }

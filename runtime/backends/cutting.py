@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..network import Conv, DepthToSpace, Network
+from ..network import Conv, Network, growth, sources
 
 Place = tuple[int, int]
 """Height and width of a network's inputs."""
@@ -79,12 +79,8 @@ class Geometry:
         """The step is the network's largest stride, so that a piece's strided layers fall on the same positions."""
         strides = dict.fromkeys(network.inputs, 1.0)
         for node in network.nodes:
-            stride = strides[node.source if isinstance(node, Conv | DepthToSpace) else node.sources[0]]
-            if isinstance(node, Conv):
-                stride *= node.stride
-            elif isinstance(node, DepthToSpace):
-                stride /= node.block
-            strides[node.output] = stride
+            stride = node.stride if isinstance(node, Conv) else 1 / growth(node)
+            strides[node.output] = strides[sources(node)[0]] * stride
         step = math.ceil(max(strides.values()))
         margin = math.ceil(network.receptive_radius() / step) * step
         return cls(step, margin, sum(count for _, count in network.macs()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..network import FREE, WIDE, Add, Concat, Conv, DepthToSpace, Network
+from ..network import FREE, WIDE, Add, Concat, Conv, DepthToSpace, EdgePad, Network, Select, SpaceToDepth
 
 
 def convolve(x: np.ndarray, node: Conv) -> np.ndarray:
@@ -66,8 +66,21 @@ def run_network(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.n
         elif isinstance(node, DepthToSpace):
             n, h, w, c = tensors[node.source].shape
             b = node.block
-            x = tensors[node.source].reshape(n, h, w, c // (b * b), b, b).transpose(0, 1, 4, 2, 5, 3)
+            if node.phases_first:
+                x = tensors[node.source].reshape(n, h, w, b, b, c // (b * b)).transpose(0, 1, 3, 2, 4, 5)
+            else:
+                x = tensors[node.source].reshape(n, h, w, c // (b * b), b, b).transpose(0, 1, 4, 2, 5, 3)
             tensors[node.output] = x.reshape(n, h * b, w * b, c // (b * b))
+        elif isinstance(node, SpaceToDepth):
+            n, h, w, c = tensors[node.source].shape
+            b = node.block
+            x = tensors[node.source].reshape(n, h // b, b, w // b, b, c).transpose(0, 1, 3, 2, 4, 5)
+            tensors[node.output] = x.reshape(n, h // b, w // b, b * b * c)
+        elif isinstance(node, Select):
+            tensors[node.output] = tensors[node.source].take(node.channels, axis=3)
+        elif isinstance(node, EdgePad):
+            pad = (node.width, node.width)
+            tensors[node.output] = np.pad(tensors[node.source], ((0, 0), pad, pad, (0, 0)), mode="edge")
     return [tensors[name] for name in network.outputs]
 
 
