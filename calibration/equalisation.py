@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..runtime.errors import UsageError
 from .observers import Histogram, steps
-from .qat import FULL_SCALE, ExactConv2d, LayerTracer, SaturatingAdd
+from .qat import FULL_SCALE, DepthToSpace, EdgePad, ExactConv2d, LayerTracer, SaturatingAdd, Select, SpaceToDepth
 
 
 class ChannelGroups:
@@ -56,11 +56,16 @@ class ChannelGroups:
                 order = {argument.name: ids for argument, ids in zip(node.all_input_nodes, sources, strict=True)}
                 out = np.concatenate([order[argument.name] for argument in node.args[0]])
             elif target is functional.pixel_shuffle:
-                phases = sources[0].reshape(-1, int(node.args[1]) ** 2)
-                out = phases[:, 0]
-                for phase in range(1, phases.shape[1]):
-                    self._unite(out, phases[:, phase])
-            elif target is operator.add:
+                out = self._unite_all(sources[0].reshape(-1, int(node.args[1]) ** 2).T)
+            elif isinstance(target, DepthToSpace):
+                out = self._unite_all(sources[0].reshape(target.block**2, -1))
+            elif target is functional.pixel_unshuffle:
+                out = sources[0].repeat(int(node.args[1]) ** 2)
+            elif isinstance(target, SpaceToDepth):
+                out = np.tile(sources[0], target.block**2)
+            elif isinstance(target, Select):
+                out = sources[0][list(target.channels)]
+            elif isinstance(target, EdgePad) or target is operator.add:
                 out = sources[0]
             else:
                 raise UsageError(f"{node.name} ({target}) cannot be equalised: use the layers of calibration/qat.py")
@@ -90,6 +95,12 @@ class ChannelGroups:
         for x, y in zip(a.tolist(), b.tolist(), strict=True):
             self._parent[self._root(y)] = self._root(x)
         return a
+
+    def _unite_all(self, phases: np.ndarray) -> np.ndarray:
+        """One group for the phases (phases, channels) of each channel."""
+        for phase in phases[1:]:
+            self._unite(phases[0], phase)
+        return phases[0]
 
 
 @contextmanager

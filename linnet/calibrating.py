@@ -112,7 +112,8 @@ Writer = Callable[[Any, Tensor, Path], str]
 def _float_codec(path: Path) -> tuple[str, Any, Writer]:
     """(name, float codec, what writes its bundle) of a training checkpoint, or of what `linnet export --keep` wrote."""
     try:
-        return "camera", load_float_camera(path), _write_camera
+        codec = load_float_camera(path)
+        return codec.architecture, codec, _write_camera
     except InputError:
         try:
             name, codec = load_hyperprior(path)

@@ -25,6 +25,7 @@ from linnet.calibration.qat import FULL_SCALE, ExactConv2d, SaturatingAdd, set_e
 from linnet.calibration.report import Report  # noqa: E402
 from linnet.calibration.rounding import Moments, observed_patches, reconstruction_error, round_adaptively  # noqa: E402
 from linnet.cli import main  # noqa: E402
+from linnet.export.models.wavelet import Wavelet  # noqa: E402
 from linnet.runtime.errors import InputError, UsageError  # noqa: E402
 
 GENERATOR = torch.Generator().manual_seed(4)
@@ -169,6 +170,28 @@ def test_equalisation_changes_scales_and_not_the_function(pictures: Tensor) -> N
     np.testing.assert_allclose(together, FULL_SCALE, atol=1e-5)
     assert (outputs["enter"].peak > peaks).all()
     assert (factors["up"] == 1).all(), "outputs keep their scale"
+
+
+def test_every_operator_of_the_wavelet_codec_equalises() -> None:
+    torch.manual_seed(2)
+    codec = Wavelet().eval()
+    for layer in layers(codec).values():
+        layer.weight.data.mul_(0.1)  # quiet, so that nothing saturates and everything has room
+    networks = codec.named_networks()
+    sides = {"analysis": 32, "hyper_synthesis": 2}
+    inputs = {
+        name: [torch.rand(1, n, *[sides.get(name, 8)] * 2) / 4 for n in channels.values()]
+        for name, (_, channels) in networks.items()
+    }
+    for name, (network, channels) in networks.items():
+        with observed_outputs(network) as outputs, torch.no_grad():
+            before = network(*inputs[name])
+        factors = equalise(network, channels, outputs, "minmax")
+        with torch.no_grad():
+            after = network(*inputs[name])
+        assert max(factor.max() for factor in factors.values()) > 1.5 or name == "hyper_analysis"
+        pairs = zip(before, after, strict=True) if isinstance(before, tuple) else [(before, after)]
+        assert all(torch.allclose(b, a, atol=1e-5) for b, a in pairs)
 
 
 def test_channels_that_saturate_are_left_alone() -> None:

@@ -12,10 +12,12 @@ torch = pytest.importorskip("torch", reason="training needs the export extra")
 pytest.importorskip("onnx", reason="export needs the export extra")
 
 from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
-from linnet.export.bundling import export_camera  # noqa: E402
+from linnet.export.bundling import export_camera, load_bundle_into_camera  # noqa: E402
 from linnet.export.models.camera import MARGIN, Camera, laplacian_bits  # noqa: E402
 from linnet.export.models.wavelet import FINEST_LOG2_GAIN, Wavelet  # noqa: E402
+from linnet.export.tracing import trace  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
+from linnet.runtime.network import Conv  # noqa: E402
 from linnet.runtime.reader import Reader  # noqa: E402
 from linnet.training import train as training  # noqa: E402
 
@@ -60,6 +62,13 @@ def test_smoke_training_resumes_and_exports(
     np.testing.assert_array_equal(codec.decode(data), reference.decode(data))
     error = np.mean((codec.decode(data).astype(float) - image) ** 2)
     assert 10 * np.log10(255**2 / error) > 24, "what training starts with gives more than that"
+
+    again = load_bundle_into_camera(codec.bundle)
+    for name, (module, channels) in again.deployed_networks().items():
+        for stored, node in zip(codec.bundle.networks[name].nodes, trace(name, module, channels).nodes, strict=True):
+            if isinstance(stored, Conv):
+                scales = [2.0 ** -conv.shift.astype(float)[:, None, None, None] for conv in (stored, node)]
+                np.testing.assert_array_equal(stored.weight * scales[0], node.weight * scales[1])
 
 
 def test_exact_layer_is_on_the_integer_grid() -> None:
