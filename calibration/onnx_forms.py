@@ -157,10 +157,7 @@ def qdq_form(network: Network) -> bytes:
                 moved("Concat", [first] * node.width + [rows] + [last] * node.width, padded, axis=axis)
                 rows = padded
     for name in network.outputs:
-        if name in graph.raw:
-            graph.add("Transpose", [alias[name]], name, perm=_TO_NHWC)
-        else:
-            moved("Transpose", [alias[name]], name, perm=_TO_NHWC)
+        moved("Transpose", [alias[name]], name, perm=_TO_NHWC)
     return graph.model(TensorProto.INT8)
 
 
@@ -219,13 +216,13 @@ def _with_fillers(network: Network) -> Network:
     made = {node.output: node for node in network.nodes}
     readers = [source for node in network.nodes for source in sources(node)]
     alone = {name for name in made if readers.count(name) == 1 and name not in network.outputs}
-    replaced: dict[str, list[Node]] = {}
+    channels, replaced = network.channels, dict[str, list[Node]]()
     for node in network.nodes:
         if not isinstance(node, Conv) or node.raw or node.source not in alone or node.weight.shape[2] == 1:
             continue
         missing = -node.weight.shape[1] % FAST_CHANNELS
         source = made[node.source]
-        if missing and (filled := _filled(source, made, alone, missing, network.channels)):
+        if missing and (filled := _filled(source, made, alone, missing, channels)):
             replaced |= filled
             filler = np.zeros((len(node.weight), missing, *node.weight.shape[2:]), np.int8)
             replaced[node.output] = [replace(node, weight=np.concatenate([node.weight, filler], 1))]

@@ -59,7 +59,6 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
         elif isinstance(target, SpaceToDepth):
             nodes.append(network.SpaceToDepth(str(node.target), sources[0], node.name, target.block))
         elif target is operator.add and raw.issuperset(sources):
-            raw.add(node.name)
             nodes.append(Add(node.name, (sources[0], sources[1]), node.name, raw=True))
         else:
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ from .reader import Reader
 from .rows import ArrayRows, FrameRows
 from .sealing import Protection, Sealer
 from .sources import ByteSource
-from .tiles import Rect, TileGrid
+from .tiles import BLOCK, Rect, TileGrid, view
 from .writer import PictureWriter
 
 DEFAULT_TILE = 512
@@ -54,6 +54,16 @@ class Codec:
             raise UsageError(f"threads is {threads}: use 1 or more")
         opened = Bundle.open(bundle)
         return cls(opened, backends.select(backend, opened, threads), threads)
+
+    def analyse(self, piece: Rect, planes_of: Callable[[Rect], np.ndarray]) -> np.ndarray:
+        """Latents (h, w, C) float32 of `piece` in full-scale units, computed with the neighbours that it sees.
+
+        `planes_of` gives the planes (1, h, w, 12) of a region, also beyond the frame, where the pixels at its border
+        repeat: zeros there would be an edge, which costs bits.
+        """
+        seen = piece.surrounded(self.analysis_halo * BLOCK)
+        latents = self.backend.run("analysis", {"planes": planes_of(seen)})[0][0]
+        return view(latents, piece.scaled(1, BLOCK), seen.scaled(1, BLOCK))
 
     def encode(
         self,

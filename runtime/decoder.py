@@ -219,10 +219,12 @@ class LevelDecoder:
                 self._hidden.append(rect)
             shape = (rect.height // BLOCK, rect.width // BLOCK, 2 * self._codec.bundle.latent_channels)
             return np.zeros(shape, np.int8)
-        seen = rect.surrounded(self._codec.analysis_halo * BLOCK)
-        planes = core.pixels_to_planes(overview, seen.x - rect.x, seen.y - rect.y, seen.width, seen.height)
-        latents = self._codec.backend.run("analysis", {"planes": planes[None]})[0][0]
-        return split_latent(view(latents, rect.scaled(1, BLOCK), seen.scaled(1, BLOCK)))
+
+        def planes(region: Rect) -> np.ndarray:
+            left, top = region.x - rect.x, region.y - rect.y
+            return core.pixels_to_planes(overview, left, top, region.width, region.height)[None]
+
+        return split_latent(self._codec.analyse(rect, planes))
 
     def _overview(self, rect: Rect) -> np.ndarray | None:
         """`rect` of this level from the next coarser stored level; None where there is none or it is blank too."""

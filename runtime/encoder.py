@@ -277,19 +277,14 @@ class _LevelEncoder:
             self.target.spent(base, zip(group, map(len, payloads), strict=True))
 
     def _analyse(self, piece: Rect) -> np.ndarray:
-        """Latents (h, w, C) float32 of `piece`, computed with the neighbours that the analysis sees.
+        """Latents (h, w, C) float32 of `piece`."""
+        return self._codec.analyse(piece, self.planes or self._planes)
 
-        Beyond the frame it sees the pixels at the border again: zeros there would be an edge, which costs bits.
-        """
-        seen = piece.surrounded(self.halo)
-        if self.planes is not None:
-            planes = self.planes(seen)
-        else:
-            inside = seen.common(Rect(0, 0, self._grid.width, self._grid.height))
-            left, top = seen.x - inside.x, seen.y - inside.y
-            planes = core.pixels_to_planes(self.rows.get(inside), left, top, seen.width, seen.height)[None]
-        result = self._codec.backend.run("analysis", {"planes": planes})[0][0]
-        return view(result, piece.scaled(1, BLOCK), seen.scaled(1, BLOCK))
+    def _planes(self, region: Rect) -> np.ndarray:
+        """The planes of a region, from the rows that are here."""
+        inside = region.common(Rect(0, 0, self._grid.width, self._grid.height))
+        left, top = region.x - inside.x, region.y - inside.y
+        return core.pixels_to_planes(self.rows.get(inside), left, top, region.width, region.height)[None]
 
 
 def favoured_tiles(record: FrameRecord, level: int, favoured: Sequence[Favoured]) -> dict[int, int]:

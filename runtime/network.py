@@ -206,7 +206,8 @@ class Network:
     @property
     def raw_outputs(self) -> tuple[bool, ...]:
         """Whether each output is float32 and not int8."""
-        return tuple(name in self.raw for name in self.outputs)
+        raw = self.raw
+        return tuple(name in raw for name in self.outputs)
 
     @property
     def raw(self) -> set[str]:

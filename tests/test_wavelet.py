@@ -46,8 +46,7 @@ def test_every_level_is_coded_as_a_checkerboard(levels: list[torch.Tensor]) -> N
     for first, step in ((2, model.CODING_STEPS[2]), (4, model.CODING_STEPS[4]), (6, model.CODING_STEPS[6])):
         half = torch.zeros_like(coded)
         half[:, step.first : step.last] = coded[:, step.first : step.last]
-        order = torch.tensor([model.PACKED_ORDER.index(channel) for channel in range(model.LATENT_CHANNELS)])
-        natural = half[:, order]
+        natural = half[:, model.CODED_PLACE]
         number = first // 2 - 1
         start, block = (model.LEVEL3, model.LEVEL2, model.LEVEL1)[number], (2, 4, 8)[number]
         count = levels[number].shape[1] * block**2

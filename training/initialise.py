@@ -46,7 +46,7 @@ def initialise(codec: camera.Camera, images: Tensor) -> None:
     """Set every weight of `codec` from `images` (N, 3, H, W) in full-scale units, H and W multiples of 64."""
     with torch.no_grad():
         deviations = _initialise_bypass(codec, images)
-        _initialise_gains(codec)
+        start_gains(codec, FINEST_STEP, COARSEST_STEP)
         initialise_by_data(codec, images[:16])
         start_heads(codec, [deviations[step.first : step.last] for step in camera.CODING_STEPS])
 
@@ -81,15 +81,18 @@ def _initialise_bypass(codec: camera.Camera, images: Tensor) -> np.ndarray:
     return np.sqrt(variance) / step
 
 
-def _initialise_gains(codec: camera.Camera) -> None:
-    octaves = math.log2(COARSEST_STEP / FINEST_STEP) / (camera.GAIN_ANCHORS - 1)
-    codec.log_gain_steps.fill_(math.log(math.expm1(octaves)))
-    start_hyper_gains(codec)
+def start_gains(codec: camera.Camera, finest: float, coarsest: float) -> None:
+    """Let the latents' quantisation steps grow in equal octaves from `finest` to `coarsest`.
+
+    The hyper-latent starts fine at every quality: one that starts coarse is all zero and never learns to help.
+    """
+    steps = codec.log_gain_steps
+    steps.fill_(inverse_softplus(math.log2(coarsest / finest) / len(steps)))
+    steps[:, codec.gain_count :] = inverse_softplus(HYPER_OCTAVES)
 
 
-def start_hyper_gains(codec: camera.Camera) -> None:
-    """The hyper-latent starts fine at every quality: one that starts coarse is all zero and never learns to help."""
-    codec.log_gain_steps[:, codec.gain_count :] = math.log(math.expm1(HYPER_OCTAVES))
+def inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
 
 
 def initialise_by_data(codec: camera.Camera, images: Tensor) -> None:

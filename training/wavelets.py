@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from ..calibration.qat import SpaceToDepth
 from ..export.models import wavelet as model
 from ..runtime.latents import FINE_EXP
-from .initialise import initialise_by_data, mean_shifts, start_heads, start_hyper_gains
+from .initialise import initialise_by_data, inverse_softplus, mean_shifts, start_gains, start_heads
 
 FINEST_STEP = 10.0
 """Quantisation step of an orthonormal coefficient, in pixel levels, at quality 100; also the latents' smallest unit."""
@@ -22,8 +20,6 @@ HIGHPASS = np.array([0.091271763114, -0.057543526229, -0.591271763114, 1.1150870
 """Left halves, centre included, of the 9/7 wavelet's analysis filters (Antonini et al., 1992)."""
 COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 """An orthonormal transform of R, G, B to a brightness and two differences."""
-
-
 LOW_COLOURS = np.array([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 0, -1 / 2], [1 / 4, -1 / 2, 1 / 4]])
 """The same directions with the largest gain that keeps 8 bits in their range."""
 
@@ -139,19 +135,13 @@ def _with_quarters(weight: Tensor) -> Tensor:
     return torch.cat([weight, weight / 2**FINE_EXP], 1)
 
 
-def _initialise_gains(codec: model.Wavelet) -> None:
-    # The smallest step starts as one unit, that is FINEST_STEP or more.
-    codec.finest_log_gain[: model.BAND_COUNT] = math.log(math.expm1(-model.FINEST_LOG2_GAIN))
-    octaves = math.log2(COARSEST_STEP / FINEST_STEP) / (len(codec.log_gain_steps))
-    codec.log_gain_steps.fill_(math.log(math.expm1(octaves)))
-    start_hyper_gains(codec)
-
-
 def initialise(codec: model.Wavelet, images: Tensor) -> None:
     """Set every weight of `codec` from `images` (N, 3, H, W) in full-scale units, H and W multiples of 64."""
     with torch.no_grad():
         deviations = _initialise_linear(codec, images)
-        _initialise_gains(codec)
+        # The smallest step starts as one unit, that is FINEST_STEP or more.
+        codec.finest_log_gain[: model.BAND_COUNT] = inverse_softplus(-model.FINEST_LOG2_GAIN)
+        start_gains(codec, FINEST_STEP, COARSEST_STEP)
         initialise_by_data(codec, images[:16])
         start_heads(codec, log_scale_bands(deviations))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,9 +124,7 @@ def frame_work(calls: Mapping[tuple[str, Shapes], int], networks: Mapping[str, N
 
 def layer_work(network: Network, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, Work]:
     """The work of each layer for one call with inputs of the shapes `inputs`, (N, H, W, C)."""
-    every = replace(network, outputs=tuple(node.output for node in network.nodes))
-    shapes = dict(inputs) | dict(zip(every.outputs, every.output_shapes(inputs), strict=True))
-    raw = {name for name, is_raw in zip(every.outputs, every.raw_outputs, strict=True) if is_raw}
+    shapes, raw = network.shapes(inputs), network.raw
 
     def size(tensor: str) -> int:
         return int(np.prod(shapes[tensor])) * (RAW_BYTES if tensor in raw else 1)

@@ -211,6 +211,8 @@ class Camera(nn.Module):
     architecture = "camera"
     steps = CODING_STEPS
     latent_channels, hyper_channels = LATENT_CHANNELS, HYPER_CHANNELS
+    gain_count = LATENT_CHANNELS
+    """Gains of the latent that are learned; `_spread` gives each channel its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,9 +230,6 @@ class Camera(nn.Module):
         self.exact = False
         self.networks = True
         """Off: only the linear filters run, so that the entropy model can be warmed up at a fraction of the cost."""
-
-    gain_count = LATENT_CHANNELS
-    """Gains that are learned; `_spread` gives each channel its own."""
 
     def _make_networks(self) -> None:
         self.analysis = Analysis()

@@ -15,7 +15,7 @@ and saturating addition, so that `export.tracing` can turn each into an integer 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,23 +50,26 @@ FINEST_LOG2_GAIN = -1.0
 """log2 of the smallest quantisation step in latent units."""
 
 
-def checkerboard(bands: int, block: int) -> list[list[int]]:
-    """Where each colour's channels lie among bands that were packed by `block`, as (band, dy, dx).
+PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""(dy, dx) of the positions of a 2x2 group."""
 
-    Returns the two colours; in each the order is (band, 2x2 phase of the colour, position of the 2x2 group), so that
-    depth-to-space by block / 2 gives the two phases of each band as channels.
-    """
+
+def phases(bands: int, block: int, which: Sequence[tuple[int, int]] = PHASES) -> list[int]:
+    """Channels of bands that were packed by `block` as (band, dy, dx): those of some phases of each 2x2 group, in the
+    order (band, phase, position of the group), which depth-to-space by block / 2 turns into the phases of each band."""
     half = block // 2
     return [
-        [
-            (band * block + 2 * y + dy) * block + 2 * x + dx
-            for band in range(bands)
-            for dy, dx in phases
-            for y in range(half)
-            for x in range(half)
-        ]
-        for phases in (((0, 0), (1, 1)), ((0, 1), (1, 0)))
+        (band * block + 2 * y + dy) * block + 2 * x + dx
+        for band in range(bands)
+        for dy, dx in which
+        for y in range(half)
+        for x in range(half)
     ]
+
+
+def checkerboard(bands: int, block: int) -> list[list[int]]:
+    """The `phases` of the two colours of a checkerboard on the bands' grid."""
+    return [phases(bands, block, which) for which in (((0, 0), (1, 1)), ((0, 1), (1, 0)))]
 
 
 def _packed_order() -> list[int]:
@@ -80,20 +83,6 @@ def _packed_order() -> list[int]:
 PACKED_ORDER = _packed_order()
 CODED_PLACE = [PACKED_ORDER.index(channel) for channel in range(LATENT_CHANNELS)]
 """For each channel of the packed levels its place in the coded latent."""
-
-
-def phases(bands: int, block: int) -> list[int]:
-    """Channels of bands that were packed by `block`, in the order that depth-to-space by block / 2 turns into the 2x2
-    phases of each band: (band, phase, position of the 2x2 group)."""
-    half = block // 2
-    return [
-        (band * block + 2 * y + dy) * block + 2 * x + dx
-        for band in range(bands)
-        for dy in range(2)
-        for dx in range(2)
-        for y in range(half)
-        for x in range(half)
-    ]
 
 
 BAND_OF_CHANNEL = (
@@ -176,7 +165,6 @@ class Folded:
         return ExactConv2d(self.channels * packing**2, self.outputs, self.side // packing, raw=self.raw)
 
 
-PHASES = tuple((y, x) for y in range(2) for x in range(2))
 FOLDED = {
     "low": Folded(
         12, 4 * COLOURS, 6, (2,), tuple(Placed("low", COLOURS * i, 1, *p) for i, p in enumerate(PHASES)), raw=False
