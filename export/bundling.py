@@ -22,7 +22,7 @@ from ..runtime.errors import InputError, UsageError
 from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
 from ..runtime.network import ACTIVATION_EXP, EXACT, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
-from .models.camera import HYPER_CHANNELS, LOG2_SCALE_BIAS, MARGIN, Camera
+from .models.camera import HYPER_CHANNELS, LOG2_SCALE_BIAS, Camera
 from .models.wavelet import FoldedAnalysis, Wavelet
 from .tracing import trace
 
@@ -66,7 +66,7 @@ def count_symbols(codec: Camera, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         for quality in COUNTED_QUALITIES:
             for part in images.split(8):
-                codec.code(codec.latent(part, MARGIN), torch.full((len(part),), quality, device=codec.device))
+                codec.code(codec.latent(part), torch.full((len(part),), quality, device=codec.device))
     counts, codec.symbol_counts = codec.symbol_counts, None
     codec.train(training)
     return counts.cpu()

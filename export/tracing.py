@@ -28,6 +28,8 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
     for node in LayerTracer().trace(module).nodes:
         sources = [argument.name for argument in node.all_input_nodes]
         target = module.get_submodule(node.target) if node.op == "call_module" else node.target
+        # Unlike a layer with weights, one that only moves values may be called more than once.
+        label = node.name if any(done.name == node.target for done in nodes) else str(node.target)
         if raw.intersection(sources) and not isinstance(target, ExactConv2d | SaturatingAdd):
             raw.add(node.name)
         if node.op == "placeholder":
@@ -46,18 +48,18 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
         elif isinstance(target, SaturatingAdd):
             nodes.append(Add(str(node.target), (sources[0], sources[1]), node.name, raw=False, bits=target.bits[1]))
         elif isinstance(target, Select):
-            nodes.append(network.Select(str(node.target), sources[0], node.name, target.channels))
+            nodes.append(network.Select(label, sources[0], node.name, target.channels))
         elif isinstance(target, DepthToSpace):
-            moved = network.DepthToSpace(str(node.target), sources[0], node.name, target.block, phases_first=True)
+            moved = network.DepthToSpace(label, sources[0], node.name, target.block, phases_first=True)
             nodes.append(moved)
         elif isinstance(target, EdgePad):
-            nodes.append(network.EdgePad(str(node.target), sources[0], node.name, target.width))
+            nodes.append(network.EdgePad(label, sources[0], node.name, target.width))
         elif target is torch.cat:
             nodes.append(Concat(node.name, tuple(sources), node.name))
         elif target is nn.functional.pixel_shuffle:
             nodes.append(network.DepthToSpace(node.name, sources[0], node.name, int(node.args[1])))
         elif isinstance(target, SpaceToDepth):
-            nodes.append(network.SpaceToDepth(str(node.target), sources[0], node.name, target.block))
+            nodes.append(network.SpaceToDepth(label, sources[0], node.name, target.block))
         elif target is operator.add and raw.issuperset(sources):
             nodes.append(Add(node.name, (sources[0], sources[1]), node.name, raw=True))
         else:

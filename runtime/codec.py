@@ -58,8 +58,8 @@ class Codec:
     def analyse(self, piece: Rect, planes_of: Callable[[Rect], np.ndarray]) -> np.ndarray:
         """Latents (h, w, C) float32 of `piece` in full-scale units, computed with the neighbours that it sees.
 
-        `planes_of` gives the planes (1, h, w, 12) of a region, also beyond the frame, where the pixels at its border
-        repeat: zeros there would be an edge, which costs bits.
+        `planes_of` gives the planes (1, h, w, 12) of a region, also beyond the frame, which is mirrored there: anything
+        else would be an edge, which costs bits.
         """
         seen = piece.surrounded(self.analysis_halo * BLOCK)
         latents = self.backend.run("analysis", {"planes": planes_of(seen)})[0][0]

@@ -33,6 +33,8 @@ STATE_BYTES = 16
 PLANES = 12
 """Channels of the network planes: three colours of a 2 x 2 block."""
 MAX_COORDINATE = 1 << 40
+MIRRORED = 16
+"""Pixels outside an image that mirror those inside."""
 
 _ERROR_MEMORY, _ERROR_TABLES, _ERROR_TRUNCATED, _ERROR_CORRUPT = -2, -4, -6, -7
 
@@ -392,8 +394,8 @@ def pixels_to_planes(
 ) -> np.ndarray:
     """A region of an (H, W, 3) uint8 image as the network's planes (height / 2, width / 2, 12) int8.
 
-    The region may reach outside the image, whose edge pixels are then repeated. Rows of `image` may lie apart, so a
-    slice of a larger frame needs no copy.
+    The region may reach outside the image, whose outermost MIRRORED pixels are then mirrored, the border's first;
+    beyond them the last one repeats. Rows of `image` may lie apart, so a slice of a larger frame needs no copy.
     """
     stride = _row_stride(image, "image")
     if not (0 < width < 1 << 32 and 0 < height < 1 << 32) or width % 2 or height % 2:

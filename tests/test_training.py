@@ -13,7 +13,7 @@ pytest.importorskip("onnx", reason="export needs the export extra")
 
 from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
 from linnet.export.bundling import export_camera, load_bundle_into_camera  # noqa: E402
-from linnet.export.models.camera import MARGIN, Camera, laplacian_bits  # noqa: E402
+from linnet.export.models.camera import Camera, laplacian_bits  # noqa: E402
 from linnet.export.models.wavelet import FINEST_LOG2_GAIN, Wavelet  # noqa: E402
 from linnet.export.tracing import trace  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
@@ -121,17 +121,14 @@ def test_the_codec_computes_where_its_weights_are(model: type[Camera]) -> None:
 
 
 def test_structure_is_a_distortion_of_its_own(photograph: np.ndarray) -> None:
-    def inside(x: torch.Tensor) -> torch.Tensor:
-        return x[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
-
-    images = training.to_full_scale(photograph[None, : 192 + 2 * MARGIN, : 192 + 2 * MARGIN])
+    images = training.to_full_scale(photograph[None, :192, :192])
     codec = Camera().eval()
     codec.networks = False
-    codec.forward = lambda x, quality, margin: (inside(x), torch.ones(len(x)))  # type: ignore[method-assign]
+    codec.forward = lambda x, quality: (x, torch.ones(len(x)))  # type: ignore[method-assign]
     quality = torch.tensor([0.5])
     assert training.losses(codec, images, quality, structure=True)[2].item() == pytest.approx(0, abs=1e-5)
-    codec.forward = lambda x, quality, margin: (inside(x).roll(3, 3), torch.ones(len(x)))  # type: ignore[method-assign]
+    codec.forward = lambda x, quality: (x.roll(3, 3), torch.ones(len(x)))  # type: ignore[method-assign]
     shifted = training.losses(codec, images, quality, structure=True)[2].item()
-    codec.forward = lambda x, quality, margin: ((inside(x) + 0.05).clamp(-1, 1), torch.ones(len(x)))  # type: ignore[method-assign]
+    codec.forward = lambda x, quality: ((x + 0.05).clamp(-1, 1), torch.ones(len(x)))  # type: ignore[method-assign]
     brighter = training.losses(codec, images, quality, structure=True)[2].item()
     assert shifted > 10 * brighter  # the squared error of the two is about the same

@@ -11,14 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..calibration.qat import to_full_scale
-from ..export.models.camera import MARGIN
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 
 
 class Photographs:
-    """All images below `folder`, RGB uint8 in memory with MARGIN repeated pixels around them; the last `held_out` of
-    every 50 are kept aside for validation, as they are."""
+    """All images below `folder`, RGB uint8 in memory; the last `held_out` of every 50 are kept aside for
+    validation."""
 
     def __init__(self, folder: Path, smallest: int = 256, held_out: int = 1) -> None:
         paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -38,11 +37,7 @@ class Photographs:
                 skipped.append(path.name)
         if skipped:
             print(f"skipped {len(skipped)} broken or small (< {smallest} pixels) images: {', '.join(skipped[:5])} ...")
-        self.train = [
-            np.pad(image, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), "edge")
-            for i, image in enumerate(images)
-            if i % 50 >= held_out
-        ]
+        self.train = [image for i, image in enumerate(images) if i % 50 >= held_out]
         self.validation = [image for i, image in enumerate(images) if i % 50 < held_out]
 
     def batch(self, size: int, crop: int, rng: np.random.Generator, device: torch.device | str = "cpu") -> Tensor:

@@ -61,7 +61,7 @@ def start_heads(codec: camera.Camera, deviations: list[np.ndarray]) -> None:
 
 def is_linear(name: str) -> bool:
     """Whether the layer of this name is one of the two transforms' linear filters."""
-    return name.rpartition(".")[2].startswith(("bypass", "linear", "low"))
+    return name.rpartition(".")[2].startswith(("bypass", "linear", "low", "detail", "coarse", "rectify"))
 
 
 def _initialise_bypass(codec: camera.Camera, images: Tensor) -> np.ndarray:
@@ -101,7 +101,7 @@ def initialise_by_data(codec: camera.Camera, images: Tensor) -> None:
     for name, layer in codec.named_modules():
         if isinstance(layer, ExactConv2d) and not is_linear(name):
             role = name.split(".")[-1]
-            linear = HYPER_STD if name == "hyper_analysis.down4" else LINEAR_STD.get(role)
+            linear = HYPER_STD if name.startswith("hyper_analysis.") and layer.raw else LINEAR_STD.get(role)
             handles.append(layer.register_forward_pre_hook(_normaliser(linear, SILENT.get(role, 1.0))))
     codec.eval()
     codec(images, torch.linspace(0, 1, len(images)))

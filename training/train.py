@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..calibration.qat import ExactConv2d, to_full_scale
 from ..export.bundling import MODELS, count_symbols
-from ..export.models.camera import MARGIN, Camera
+from ..export.models.camera import Camera
 from . import initialise, wavelets
 from .data import Photographs
 from .initialise import is_linear
@@ -60,9 +60,9 @@ COUNTED_CROPS = 96
 
 PHASES = (
     # share of the time up to which the phase lasts, networks on, exact arithmetic, crop, batch
-    (0.03, False, False, 128, 8),
-    (0.70, True, False, 128, 8),
-    (0.85, True, True, 128, 8),
+    (0.03, False, False, 192, 4),
+    (0.70, True, False, 192, 4),
+    (0.90, True, True, 192, 4),
     (1.00, True, True, 256, 2),
 )
 TUNING_PHASES = (
@@ -79,14 +79,12 @@ def distortion_weight(quality: Tensor, ends: tuple[float, float] = LAMBDA_RANGE)
 
 
 def losses(codec: Camera, images: Tensor, quality: Tensor, structure: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, bits per pixel (N,), distortion (N,)) of `images`, which have a margin that is only seen; low and high
-    rates weigh about the same.
+    """(loss, bits per pixel (N,), distortion (N,)) of `images`; low and high rates weigh about the same.
 
     The distortion is the mean squared error in levels, or with `structure` 1 - MS-SSIM (Wang et al., 2003), for which
     the images have more than 160 pixels a side.
     """
-    decoded, bits_per_pixel = codec(images, quality, MARGIN)
-    images = images[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    decoded, bits_per_pixel = codec(images, quality)
     error = (decoded - images).mul(128).square().flatten(1).mean(1)
     weight = distortion_weight(quality)
     balance = (weight / math.sqrt(LAMBDA_RANGE[0] * LAMBDA_RANGE[1])) ** -0.4
@@ -104,7 +102,7 @@ def validate(codec: Camera, images: list[np.ndarray], structure: bool = False) -
     """
     peak = 1.0 if structure else 255**2
     codec.eval()
-    crops = to_full_scale(np.stack([_centre(image, 256 + 2 * MARGIN) for image in images]), codec.device)
+    crops = to_full_scale(np.stack([_centre(image, 256) for image in images]), codec.device)
     points = []
     with torch.no_grad():
         for quality in VALIDATION_QUALITIES:
@@ -276,7 +274,7 @@ class Trainer:
         high, low = LEARNING_RATE
         rate = min(1.0, (self.steps + 1) / 500) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
         batch = self.batch or batch
-        images = self.photographs.batch(batch, crop + 2 * MARGIN, self.rng, self.device)
+        images = self.photographs.batch(batch, crop, self.rng, self.device)
         # One quality per stratum, so that every batch spans the range.
         quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float().to(self.device)
         loss, _, _ = losses(self.codec, images, quality, self.structure)
@@ -323,7 +321,7 @@ class Trainer:
 
     def _finish(self) -> Tensor:
         """Round the averaged weights of the analysis, and count the symbols that the integer codec then makes."""
-        crops = self.photographs.batch(COUNTED_CROPS, 256 + 2 * MARGIN, np.random.default_rng(0), self.device)
+        crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
         self.average.finish(crops)
         return count_symbols(self.average, crops)
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...calibration.qat import ExactConv2d, SaturatingAdd, round_straight_through, saturate, set_exact
+from ...runtime.core import MIRRORED
 from ...runtime.latents import (
     BIT_WORTH,
     COMPANDING_KNEE,
@@ -40,8 +41,8 @@ CODING_STEPS = (
     CodingStep(80, 320, parity=None, context=80),
 )
 GAIN_ANCHORS = 6
-MARGIN = 32
-"""Pixels around a picture that the analysis may see; beyond a frame's border they repeat those at the border."""
+MARGIN = 48
+"""Pixels around a picture that the analysis sees at most; beyond its border they are those inside, mirrored."""
 LOG2_SCALE_BIAS = 1.0
 """log2 of the scale, in latent units, that a zero output of the entropy parameters means."""
 
@@ -202,6 +203,16 @@ def optimised_rounding(residual: Tensor, scale: Tensor) -> Tensor:
         return torch.sign(residual) * torch.floor(magnitude + 0.5 - BIT_WORTH / 2 * more_bits).clamp_min(0)
 
 
+def mirrored(images: Tensor, margin: int) -> Tensor:
+    """Images (N, C, H, W), H and W at least MIRRORED, with `margin` pixels around them, those of
+    `runtime.core.pixels_to_planes`."""
+    for axis in (2, 3):
+        outside = torch.arange(margin, device=images.device).clamp(max=MIRRORED - 1)
+        inside = torch.arange(length := images.shape[axis], device=images.device)
+        images = images.index_select(axis, torch.cat([outside.flip(0), inside, length - 1 - outside]))
+    return images
+
+
 class Camera(nn.Module):
     """The whole codec as one trainable module; `forward` takes images in full-scale units and one quality each.
 
@@ -305,14 +316,9 @@ class Camera(nn.Module):
         plane = torch.round(quality * 254 - 127) / 128
         return plane[:, None, None, None].expand(-1, 1, *like.shape[2:])
 
-    def latent(self, images: Tensor, margin: int = 0) -> Tensor:
-        """Images (N, 3, H, W) in full-scale units to latents (N, C, H/16, W/16) in latent units.
-
-        With `margin` MARGIN the outermost MARGIN pixels are only seen, and have no latents of their own.
-        """
-        if not margin:
-            images = F.pad(images, [MARGIN] * 4, mode="replicate")
-        planes, ring = F.pixel_unshuffle(images, 2), MARGIN // 16
+    def latent(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in full-scale units to latents (N, C, H/16, W/16) in latent units."""
+        planes, ring = F.pixel_unshuffle(mirrored(images, MARGIN), 2), MARGIN // 16
         latent = self.analysis(planes) if self.networks else self.analysis.linear(planes)
         return 128 * latent[:, :, ring:-ring, ring:-ring]
 
@@ -360,10 +366,9 @@ class Camera(nn.Module):
             planes = self.synthesis(decoded, torch.cat([companded, plane], 1))
         return F.pixel_shuffle(planes, 2)
 
-    def forward(self, images: Tensor, quality: Tensor, margin: int = 0) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W), sides multiples of 64 beside twice the `margin` (see `latent`), and quality positions
-        (N,): (decoded, without the margin; bits per pixel (N,))."""
-        decoded, bits = self.code(self.latent(images, margin), quality)
+    def forward(self, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W), sides multiples of 64, and quality positions (N,): (decoded, bits per pixel (N,))."""
+        decoded, bits = self.code(self.latent(images), quality)
         pixels = decoded.shape[2] * decoded.shape[3] * 16**2
         bits_per_pixel = sum(part.flatten(1).sum(1) for part in bits) / pixels
         return self.reconstruct(decoded, quality), bits_per_pixel
@@ -373,7 +378,7 @@ class Camera(nn.Module):
         self.set_exact(exact)
 
     def finish(self, images: Tensor) -> None:
-        """What is left to do when training ends; `images` (N, 3, H, W) have a MARGIN."""
+        """What is left to do when training ends; `images` (N, 3, H, W) are crops of the training set."""
 
     @property
     def device(self) -> torch.device:

@@ -1,11 +1,12 @@
 """A codec with a wavelet-like analysis transform, a hyperprior with coding steps from coarse to fine, and a synthesis.
 
-The analysis is linear: four levels of overlapping filters that start as the 9/7 wavelet (Antonini et al., 1992) and
-are trained with everything else. Their bands, from 1/16 of the picture's sides to 1/2, are packed into 576 channels at
-1/16. Each level is coded after the coarser ones, in the two colours of a checkerboard on its own grid (He et al.,
-2021), under means and scales that small networks predict from a hyperprior (joint autoregressive and hierarchical
-priors, Minnen et al., 2018) and from all that is decoded. The synthesis adds a network's correction to overlapping
-linear filters. Gain vectors give one set of weights every quality (Cui et al., 2021).
+The analysis is linear: four levels of convolutions that start as the 6/10 wavelet (Villasenor et al., 1995) and are
+trained with everything else. Each level splits the half-size picture of the level before it; the bands, from 1/16 of
+the picture's sides to 1/2, are packed into 768 channels at 1/16. Each level is coded after the coarser ones, in the two
+colours of a checkerboard on its own grid (He et al., 2021), under means and scales that small networks predict from a
+hyperprior (joint autoregressive and hierarchical priors, Minnen et al., 2018) and from all that is decoded, of which
+they see the magnitudes. The synthesis mirrors the analysis and adds a network's correction. Gain vectors give one set
+of weights every quality (Cui et al., 2021).
 
 The networks are plain modules over `ExactConv2d`, concatenation, selection of channels, pixel (un)shuffle, edge padding
 and saturating addition, so that `export.tracing` can turn each into an integer network. What happens between them
@@ -14,10 +15,7 @@ and saturating addition, so that `export.tracing` can turn each into an integer 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,340 +25,363 @@ from ...calibration.ptq import Method, round_layer
 from ...calibration.qat import DepthToSpace, EdgePad, ExactConv2d, SaturatingAdd, Select, SpaceToDepth, set_exact
 from ...calibration.rounding import observed_patches
 from ...runtime.latents import CodingStep
-from .camera import FEATURE_CHANNELS, Camera, ContextStep, HyperAnalysis, HyperSynthesis, ResidualBlock
+from .camera import FEATURE_CHANNELS, HYPER_CHANNELS, Camera, ParameterHead, ResidualBlock
 
-COLOURS, COARSE, BANDS, FINEST_BANDS = 3, 12, 9, 6
-"""Bands of level 4 at 1/16 (its lowpass and three details of three colours), of levels 3 at 1/8 and 2 at 1/4 (three
-details of three colours), and of level 1 at 1/2 (those of two colours: the third's are seldom worth their bits)."""
-LEVEL3, LEVEL2, LEVEL1 = COARSE, COARSE + 4 * BANDS, COARSE + 20 * BANDS
-"""First channels of these levels in the packed latent."""
-LATENT_CHANNELS = LEVEL1 + 64 * FINEST_BANDS
+COLOURS, COARSE, BANDS = 3, 12, 9
+"""Bands of level 4 at 1/16 (its lowpass and three details of three colours), and of levels 3 at 1/8, 2 at 1/4 and 1 at
+1/2 (three details of three colours)."""
+BLOCKS = {3: 2, 2: 4, 1: 8}
+"""Positions of a level's grid to one at 1/16, per side."""
+FIRST = {3: COARSE, 2: COARSE + 4 * BANDS, 1: COARSE + 20 * BANDS}
+"""First channel of a level in the latent."""
+LATENT_CHANNELS = COARSE + 84 * BANDS
 FINE_FEATURES = 32
-CODING_STEPS = (
-    CodingStep(0, COARSE, parity=0, context=0),
-    CodingStep(0, COARSE, parity=1, context=COARSE),
-    CodingStep(LEVEL3, LEVEL3 + 18, parity=None, context=COARSE),
-    CodingStep(LEVEL3 + 18, LEVEL2, parity=None, context=LEVEL2),
-    CodingStep(LEVEL2, LEVEL2 + 72, parity=None, context=LEVEL2),
-    CodingStep(LEVEL2 + 72, LEVEL1, parity=None, context=LEVEL1),
-    CodingStep(LEVEL1, LEVEL1 + 32 * FINEST_BANDS, parity=None, context=LEVEL1),
-    CodingStep(LEVEL1 + 32 * FINEST_BANDS, LATENT_CHANNELS, parity=None, context=LATENT_CHANNELS),
-)
+FINE_WIDTH = 64
 FINEST_LOG2_GAIN = -1.0
 """log2 of the smallest quantisation step in latent units."""
+COLOUR = (((0, 0), (1, 1)), ((0, 1), (1, 0)))
+"""(dy, dx) of the positions of a 2x2 group that are coded together: the two colours of a checkerboard."""
+PER_COLOUR = 2 * BANDS
+"""Channels of one colour of a level, on the grid of the next coarser level."""
 
 
-PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""(dy, dx) of the positions of a 2x2 group."""
+def _coding_steps() -> tuple[CodingStep, ...]:
+    steps = [CodingStep(0, COARSE, parity=0, context=0), CodingStep(0, COARSE, parity=1, context=COARSE)]
+    for level, first in FIRST.items():
+        half = PER_COLOUR * (BLOCKS[level] // 2) ** 2
+        steps += [CodingStep(first + i * half, first + (i + 1) * half, None, first + i * half) for i in range(2)]
+    return tuple(steps)
 
 
-def phases(bands: int, block: int, which: Sequence[tuple[int, int]] = PHASES) -> list[int]:
-    """Channels of bands that were packed by `block` as (band, dy, dx): those of some phases of each 2x2 group, in the
-    order (band, phase, position of the group), which depth-to-space by block / 2 turns into the phases of each band."""
+CODING_STEPS = _coding_steps()
+
+
+def packed_phases(block: int, which: Sequence[tuple[int, int]]) -> list[int]:
+    """Channels of bands that `SpaceToDepth` by `block` packed as (dy, dx, band): those at some positions of each 2x2
+    group, in the order (band, position in the group, group), which `F.pixel_shuffle` by block / 2 turns into channels
+    (band, position in the group)."""
     half = block // 2
     return [
-        (band * block + 2 * y + dy) * block + 2 * x + dx
-        for band in range(bands)
+        ((2 * y + dy) * block + 2 * x + dx) * BANDS + band
+        for band in range(BANDS)
         for dy, dx in which
         for y in range(half)
         for x in range(half)
     ]
 
 
-def checkerboard(bands: int, block: int) -> list[list[int]]:
-    """The `phases` of the two colours of a checkerboard on the bands' grid."""
-    return [phases(bands, block, which) for which in (((0, 0), (1, 1)), ((0, 1), (1, 0)))]
+def checkerboard(level: int) -> list[int]:
+    """The channels of a level packed by `SpaceToDepth`, in the order in which they are coded."""
+    return [channel for which in COLOUR for channel in packed_phases(BLOCKS[level], which)]
 
 
-def _packed_order() -> list[int]:
-    """For each coded channel its place in the concatenation of the packed levels."""
-    order = list(range(COARSE))
-    for first, bands, block in ((LEVEL3, BANDS, 2), (LEVEL2, BANDS, 4), (LEVEL1, FINEST_BANDS, 8)):
-        order += [first + channel for colour in checkerboard(bands, block) for channel in colour]
-    return order
+def grid_channels(level: int) -> list[int]:
+    """Places in the latent that `F.pixel_shuffle` by the level's block turns into its bands."""
+    block = BLOCKS[level]
+    place = {channel: i for i, channel in enumerate(checkerboard(level))}
+    return [FIRST[level] + place[position * BANDS + band] for band in range(BANDS) for position in range(block**2)]
 
 
-PACKED_ORDER = _packed_order()
-CODED_PLACE = [PACKED_ORDER.index(channel) for channel in range(LATENT_CHANNELS)]
-"""For each channel of the packed levels its place in the coded latent."""
+def half_grid_channels(level: int, colours: Sequence[int] = (0, 1)) -> range:
+    """Places in the latent of a level, or of one colour, that `F.pixel_shuffle` by half the level's block turns into
+    channels (colour, band, position in the group) on the grid of the next coarser level."""
+    half = PER_COLOUR * (BLOCKS[level] // 2) ** 2
+    return range(FIRST[level] + colours[0] * half, FIRST[level] + (colours[-1] + 1) * half)
 
 
-BAND_OF_CHANNEL = (
-    list(range(COARSE))
-    + [COARSE + i // 4 for i in range(4 * BANDS)]
-    + [COARSE + BANDS + i // 16 for i in range(16 * BANDS)]
-    + [COARSE + 2 * BANDS + i // 64 for i in range(64 * FINEST_BANDS)]
-)
-BAND_OF_CHANNEL = [BAND_OF_CHANNEL[channel] for channel in PACKED_ORDER]
-"""The band of each coded channel; the channels of a band share their gains."""
+BAND_OF_CHANNEL = list(range(COARSE)) + [
+    COARSE + (3 - level) * BANDS + channel % BANDS for level in BLOCKS for channel in checkerboard(level)
+]
+"""The band of each channel; the channels of a band share their gains."""
 BAND_COUNT = max(BAND_OF_CHANNEL) + 1
 
 
-def _coded(first: int, channels: Iterable[int]) -> list[int]:
-    """Places in the coded latent of `channels` of the level whose first packed channel is `first`."""
-    return [CODED_PLACE[first + channel] for channel in channels]
-
-
-LEVEL3_GRID = _coded(LEVEL3, range(4 * BANDS))
-LEVEL2_GRID = _coded(LEVEL2, range(16 * BANDS))
-"""Depth-to-space by 2 and by 4 turns these channels into the bands."""
-LEVEL2_PHASES = _coded(LEVEL2, phases(BANDS, 4))
-LEVEL1_PHASES = _coded(LEVEL1, phases(FINEST_BANDS, 8))
-"""Depth-to-space by 2 and by 4 turns these into the 2x2 phases of the bands, at 1/8 and at 1/4."""
-
-
 class Analysis(nn.Module):
-    """Planes (N, 12, H/2, W/2) to the latent's accumulator (N, 576, H/16, W/16).
-
-    Levels 2 to 4 look at the picture at half its size, in three colours of 8 bits: a quarter of the multiplications.
-    """
+    """Planes (N, 12, H/2, W/2) to the latent's accumulator (N, 768, H/16, W/16)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.low = ExactConv2d(12, COLOURS, 5)
-        self.linear1 = ExactConv2d(12, FINEST_BANDS, 5, raw=True)
-        self.linear2 = ExactConv2d(COLOURS, BANDS, 10, 2, padding=4, raw=True)
-        self.linear3 = ExactConv2d(COLOURS, BANDS, 20, 4, padding=8, raw=True)
-        self.linear4 = ExactConv2d(COLOURS, COARSE, 24, 8, padding=8, raw=True)
-        self.order = Select(PACKED_ORDER)
+        self.low1, self.low2, self.low3 = (ExactConv2d(4 * COLOURS, COLOURS, 3) for _ in range(3))
+        self.detail1, self.detail2, self.detail3 = (ExactConv2d(4 * COLOURS, BANDS, 5, raw=True) for _ in range(3))
+        self.coarse = ExactConv2d(4 * COLOURS, COARSE, 5, raw=True)
+        for layer in (self.low1, self.low2, self.low3):
+            layer.copies = 2
+        self.pack2, self.pack4, self.pack8 = (SpaceToDepth(block) for block in (2, 4, 8))
+        order = list(range(COARSE))
+        for level, first in FIRST.items():
+            order += [first + channel for channel in checkerboard(level)]
+        self.order = Select(order)
 
     def forward(self, planes: Tensor) -> Tensor:
-        low = self.low(planes)
-        levels = (
-            self.linear4(low),
-            F.pixel_unshuffle(self.linear3(low), 2),
-            F.pixel_unshuffle(self.linear2(low), 4),
-            F.pixel_unshuffle(self.linear1(planes), 8),
-        )
-        return self.order(torch.cat(levels, 1))
+        level1 = self.pack8(self.detail1(planes))
+        planes = self.pack2(self.low1(planes))
+        level2 = self.pack4(self.detail2(planes))
+        planes = self.pack2(self.low2(planes))
+        level3 = self.pack2(self.detail3(planes))
+        coarse = self.coarse(self.pack2(self.low3(planes)))
+        return self.order(torch.cat([coarse, level3, level2, level1], 1))
 
     def linear(self, planes: Tensor) -> Tensor:
         return self(planes)
 
 
-class Placed(NamedTuple):
-    """Where a layer's kernels stand in a folded convolution: outputs first, first + distance, ...; top left corner."""
-
-    layer: str
-    first: int
-    distance: int
-    row: int
-    column: int
-
-
-@dataclass(frozen=True)
-class Folded:
-    """A convolution over a plane packed by `packings`, one after the other, that computes several layers or phases at
-    once: `channels` inputs before packing, kernels with zeros around them to `side`."""
-
-    channels: int
-    outputs: int
-    side: int
-    packings: tuple[int, ...]
-    placed: tuple[Placed, ...]
-    raw: bool = True
-
-    def convolution(self) -> ExactConv2d:
-        packing = math.prod(self.packings)
-        return ExactConv2d(self.channels * packing**2, self.outputs, self.side // packing, raw=self.raw)
-
-
-FOLDED = {
-    "low": Folded(
-        12, 4 * COLOURS, 6, (2,), tuple(Placed("low", COLOURS * i, 1, *p) for i, p in enumerate(PHASES)), raw=False
-    ),
-    "level1": Folded(
-        12, 4 * FINEST_BANDS, 6, (2,), tuple(Placed("linear1", i, 4, *p) for i, p in enumerate(PHASES))
-    ),
-    "level2": Folded(COLOURS, BANDS, 10, (2,), (Placed("linear2", 0, 1, 0, 0),)),
-    "levels34": Folded(
-        COLOURS, LEVEL2, 24, (2, 4), (
-            Placed("linear4", 0, 1, 0, 0),
-            *(Placed("linear3", COARSE + i, 4, 4 * y, 4 * x) for i, (y, x) in enumerate(PHASES)),
-        ),
-    ),
-}  # fmt: skip
-
-
 class FoldedAnalysis(nn.Module):
-    """What `Analysis` computes, as convolutions that backends run well: at 1/4 and 1/16, of more channels."""
+    """What `Analysis` computes, in the form that backends run well: each convolution makes a 2x2 group of its outputs
+    from packed inputs, four times as many channels on a quarter of the positions."""
 
     def __init__(self, analysis: Analysis) -> None:
         super().__init__()
-        self.pack2, self.pack4, self.pack = SpaceToDepth(2), SpaceToDepth(4), SpaceToDepth(4)
-        for name, folded in FOLDED.items():
-            self.add_module(name, folded.convolution())
-            self._fold(analysis, name, folded)
-        fine = BANDS + 4 * FINEST_BANDS
-        # Where the packed channels of levels 2 and 1 stand after `pack`, which counts phases first.
-        level2 = [LEVEL2 + channel % 16 * fine + channel // 16 for channel in range(16 * BANDS)]
-        level1 = [0] * (64 * FINEST_BANDS)
-        for place, channel in enumerate(phases(FINEST_BANDS, 8)):
-            level1[channel] = LEVEL2 + place % 16 * fine + BANDS + place // 16
-        packed = [*range(LEVEL2), *level2, *level1]
-        self.order = Select([packed[channel] for channel in PACKED_ORDER])
-
-    def _fold(self, analysis: Analysis, name: str, folded: Folded) -> None:
-        convolution = self.get_submodule(name)
-        kernels = torch.zeros(folded.outputs, folded.channels, folded.side, folded.side)
-        with torch.no_grad():
-            for place in folded.placed:
-                layer = analysis.get_submodule(place.layer)
-                weight, bias = layer.effective()
-                side, outputs = weight.shape[2], _outputs(place, weight)
-                kernels[outputs, :, place.row : place.row + side, place.column : place.column + side] = weight
-                convolution.bias[outputs] = bias
-                for attribute in ("exact", "copies", "format", "bits"):
-                    setattr(convolution, attribute, getattr(layer, attribute))
-            for block in folded.packings:
-                kernels = SpaceToDepth(block)(kernels)
-            convolution.weight.copy_(kernels)
+        self.fold, self.pack4, self.pack2 = SpaceToDepth(2), SpaceToDepth(4), SpaceToDepth(2)
+        for name, layer in analysis.named_children():
+            if isinstance(layer, ExactConv2d):
+                self.add_module(name, layer if name == "coarse" else folded(layer))
+        order = list(range(COARSE))
+        for level, first in FIRST.items():
+            order += [first + _place_in_groups(channel, BLOCKS[level]) for channel in checkerboard(level)]
+        self.order = Select(order)
 
     def forward(self, planes: Tensor) -> Tensor:
-        packed = self.pack2(planes)
-        low = self.low(packed)
-        fine = self.pack(torch.cat([self.level2(low), self.level1(packed)], 1))
-        return self.order(torch.cat([self.levels34(self.pack4(low)), fine], 1))
+        planes = self.fold(planes)
+        level1 = self.pack4(self.detail1(planes))
+        planes = self.fold(self.low1(planes))
+        level2 = self.pack2(self.detail2(planes))
+        planes = self.fold(self.low2(planes))
+        level3 = self.detail3(planes)
+        coarse = self.coarse(self.low3(planes))
+        return self.order(torch.cat([coarse, level3, level2, level1], 1))
 
     def unfold_into(self, analysis: Analysis) -> None:
         """Set the weights of `analysis` to what is folded here."""
         with torch.no_grad():
-            for name, folded in FOLDED.items():
-                kernels, biases = self.get_submodule(name).effective()
-                for block in reversed(folded.packings):
-                    kernels = DepthToSpace(block)(kernels)
-                for place in folded.placed:
-                    layer = analysis.get_submodule(place.layer)
-                    side, outputs = layer.weight.shape[2], _outputs(place, layer.weight)
+            for name, layer in analysis.named_children():
+                if isinstance(layer, ExactConv2d):
+                    weight, bias = self.get_submodule(name).effective()
+                    if name != "coarse":
+                        outputs, side = len(layer.weight), layer.weight.shape[2]
+                        first = 2 - side // 2
+                        weight = DepthToSpace(2)(weight[:outputs])[:, :, first : first + side, first : first + side]
+                        bias = bias[:outputs]
                     layer.gain.fill_(1.0)
-                    part = kernels[outputs, :, place.row : place.row + side, place.column : place.column + side]
-                    layer.weight.copy_(part)
-                    layer.bias.copy_(biases[outputs])
+                    layer.weight.copy_(weight)
+                    layer.bias.copy_(bias)
 
 
-def _outputs(place: Placed, weight: Tensor) -> slice:
-    return slice(place.first, place.first + place.distance * len(weight), place.distance)
+def folded(layer: ExactConv2d) -> ExactConv2d:
+    """The convolution between tensors packed by `SpaceToDepth(2)` that does what `layer` does between plain ones."""
+    weight, bias = layer.effective()
+    outputs, inputs, side, _ = weight.shape
+    kernels = torch.zeros(4, outputs, inputs, 6, 6)
+    for group, (y, x) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        top, left = y + 2 - side // 2, x + 2 - side // 2
+        kernels[group, :, :, top : top + side, left : left + side] = weight.detach()
+    result = ExactConv2d(4 * inputs, 4 * outputs, 3, raw=layer.raw)
+    for attribute in ("exact", "copies", "format", "bits"):
+        setattr(result, attribute, getattr(layer, attribute))
+    with torch.no_grad():
+        result.weight.copy_(SpaceToDepth(2)(kernels.flatten(0, 1)))
+        result.bias.copy_(bias.repeat(4))
+    return result
 
 
-class FineHead(nn.Module):
-    """What is known at 1/4 (N, C, 4h, 4w) to the parameters of one colour of a level's checkerboard (N, 2n, h, w)."""
+def _place_in_groups(channel: int, block: int) -> int:
+    """Where a channel of bands packed by `block` stands if 2x2 groups were packed first."""
+    position, band = divmod(channel, BANDS)
+    (y, dy), (x, dx) = (divmod(axis, 2) for axis in divmod(position, block))
+    return ((y * (block // 2) + x) * 4 + 2 * dy + dx) * BANDS + band
 
-    def __init__(self, channels: int, bands: int, colour: list[int]) -> None:
+
+class Rectify(nn.Module):
+    """Companded latents (N, C, h, w) to (N, 2C, h, w): their positive parts, then their negative parts, -1 for 0.
+
+    Scales follow from the neighbours' magnitudes, and one layer after the other would have to find that out.
+    """
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.context = ExactConv2d(channels, 40, 3)
-        self.out = ExactConv2d(40, 2 * bands, 1)
-        self.pack = SpaceToDepth(4)
-        # `colour` counts positions last, the packed channels count them first.
-        self.colour = Select(
-            [(channel % 16 * 2 + part) * bands + channel // 16 for part in range(2) for channel in colour]
-        )
+        self.rectify = ExactConv2d(channels, 2 * channels, 1)
+        parts = torch.cat([torch.eye(channels), -torch.eye(channels)])
+        self.rectify.set_weight(2 * parts[:, :, None, None])
+        nn.init.constant_(self.rectify.bias, -1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.colour(self.pack(self.out(self.context(x))))
+        return self.rectify(x)
 
 
-def _level1_colour(colour: int) -> list[int]:
-    """The colour's channels among the 2x2 phases of level 1's bands at 1/4, packed by 4."""
-    order = phases(FINEST_BANDS, 8)
-    return [order.index(channel) for channel in checkerboard(FINEST_BANDS, 8)[colour]]
-
-
-class RefiningStep(nn.Module):
-    """The first step of level 2: features (N, 96, h, w) and levels 4 and 3 to the features of all steps that follow,
-    32 at 1/4 packed to (N, 512, h, w), and the parameters."""
-
-    takes = FEATURE_CHANNELS
+class HyperAnalysis(nn.Module):
+    """Companded latent (N, 768, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.up8 = ExactConv2d(FEATURE_CHANNELS + LEVEL2, 4 * FINE_FEATURES, 3)
-        self.up4 = ExactConv2d(FINE_FEATURES, 4 * FINE_FEATURES, 3)
-        self.pack = SpaceToDepth(4)
-        self.head = FineHead(FINE_FEATURES, BANDS, checkerboard(BANDS, 4)[0])
+        self.level1, self.level2 = Select(half_grid_channels(1)), Select(half_grid_channels(2))
+        self.coarse = Select(range(FIRST[2]))
+        self.rectify1, self.rectify2, self.rectify = Rectify(2 * PER_COLOUR), Rectify(2 * PER_COLOUR), Rectify(FIRST[2])
+        self.down8 = ExactConv2d(4 * PER_COLOUR, 32, 3, 2)
+        self.down16 = ExactConv2d(4 * PER_COLOUR + 32, 48, 3, 2)
+        self.down32 = ExactConv2d(2 * FIRST[2] + 48, FEATURE_CHANNELS, 3, 2)
+        self.down64 = ExactConv2d(FEATURE_CHANNELS, HYPER_CHANNELS, 3, 2, raw=True)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        x = self.down8(self.rectify1(F.pixel_shuffle(self.level1(latent), 4)))
+        x = self.down16(torch.cat([self.rectify2(F.pixel_shuffle(self.level2(latent), 2)), x], 1))
+        x = self.down32(torch.cat([self.rectify(self.coarse(latent)), x], 1))
+        return self.down64(x)
+
+
+class HyperSynthesis(nn.Module):
+    """Companded hyper-latent and quality plane (N, 65, h/4, w/4) to features (N, 96, h, w) and the first parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up2 = ExactConv2d(HYPER_CHANNELS + 1, 4 * FEATURE_CHANNELS, 3)
+        self.up1 = ExactConv2d(FEATURE_CHANNELS, 4 * FEATURE_CHANNELS, 3)
+        self.head = ParameterHead(FEATURE_CHANNELS, COARSE)
+
+    def forward(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
+        features = F.pixel_shuffle(self.up1(F.pixel_shuffle(self.up2(hyper), 2)), 2)
+        return features, self.head(features)
+
+
+class CoarseStep(nn.Module):
+    """Features (N, 96, h, w) and the companded latents coded so far to the parameters of a step of level 4 or 3."""
+
+    takes = FEATURE_CHANNELS
+
+    def __init__(self, step: CodingStep) -> None:
+        super().__init__()
+        self.rectify = Rectify(step.context)
+        self.context = ExactConv2d(FEATURE_CHANNELS + 3 * step.context, FEATURE_CHANNELS, 3)
+        self.head = ParameterHead(FEATURE_CHANNELS, step.channels)
+
+    def forward(self, features: Tensor, coded: Tensor) -> Tensor:
+        return self.head(self.context(torch.cat([features, coded, self.rectify(coded)], 1)))
+
+
+class FineHead(nn.Module):
+    """What is known on the grid of the next coarser level (N, C, h', w') to the parameters of one colour of a level
+    (N, 2n, h, w)."""
+
+    def __init__(self, level: int, channels: int) -> None:
+        super().__init__()
+        self.context = ExactConv2d(channels, FINE_WIDTH, 3)
+        self.hidden = ExactConv2d(FINE_WIDTH, FINE_WIDTH, 1)
+        self.out = ExactConv2d(FINE_WIDTH, 2 * PER_COLOUR, 1)
+        half = BLOCKS[level] // 2
+        self.pack = SpaceToDepth(half)
+        # The coded order counts positions last, the packed channels count them first.
+        self.order = Select(
+            [position * 2 * PER_COLOUR + i for i in range(2 * PER_COLOUR) for position in range(half**2)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.order(self.pack(self.out(self.hidden(self.context(x)))))
+
+
+class RefiningStep(nn.Module):
+    """The first step of level 2 or 1: features on the grid two levels up and the companded latents coded so far to the
+    level's features, on the grid of the next coarser level, and to the parameters of one colour. Features travel packed
+    to 1/16."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        block = BLOCKS[level]
+        if level == 2:
+            self.takes, known = FEATURE_CHANNELS, FIRST[2]
+            self.unpack: nn.Module = nn.Identity()
+            self.known = Select(range(known))
+        else:
+            self.takes, known = FINE_FEATURES * 4, 2 * PER_COLOUR
+            self.unpack = DepthToSpace(2)
+            self.known = Select(half_grid_channels(2))
+        self.block = block
+        self.rectify_known = Rectify(known)
+        channels = FEATURE_CHANNELS if level == 2 else FINE_FEATURES
+        self.up = ExactConv2d(channels + 2 * known, 4 * FINE_FEATURES, 3)
+        self.pack = SpaceToDepth(block // 2)
+        self.parents, self.rectify = Select(grid_channels(level + 1)), Rectify(BANDS)
+        self.head = FineHead(level, FINE_FEATURES + 2 * BANDS)
 
     def forward(self, features: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
-        coarse = F.pixel_shuffle(self.up8(torch.cat([features, coded], 1)), 2)
-        fine = F.pixel_shuffle(self.up4(coarse), 2)
-        return self.pack(fine), self.head(fine)
+        known = self.known(coded)
+        if self.block == 8:
+            features, known = self.unpack(features), F.pixel_shuffle(known, 2)
+        features = F.pixel_shuffle(self.up(torch.cat([features, self.rectify_known(known)], 1)), 2)
+        parents = self.rectify(F.pixel_shuffle(self.parents(coded), self.block // 2))
+        return self.pack(features), self.head(torch.cat([features, parents], 1))
 
 
 class FineStep(nn.Module):
-    """Features (N, 512, h, w) and the companded latents coded so far to the parameters of a step of level 2 or 1."""
+    """The second step of level 2 or 1: the level's features, packed to 1/16, and the companded latents coded so far to
+    the parameters of the other colour."""
 
-    takes = 16 * FINE_FEATURES
-
-    def __init__(self, level: int, colour: int) -> None:
+    def __init__(self, level: int) -> None:
         super().__init__()
-        self.unpack = DepthToSpace(4)
-        self.level2 = Select(LEVEL2_GRID)
-        self.level1 = Select(LEVEL1_PHASES) if (level, colour) == (1, 1) else None
-        seen = FINE_FEATURES + BANDS + (4 * FINEST_BANDS if self.level1 else 0)
-        if level == 2:
-            self.head = FineHead(seen, BANDS, checkerboard(BANDS, 4)[colour])
-        else:
-            self.head = FineHead(seen, 4 * FINEST_BANDS, _level1_colour(colour))
+        self.half = BLOCKS[level] // 2
+        self.takes = FINE_FEATURES * self.half**2
+        self.unpack = DepthToSpace(self.half)
+        self.parents, self.colour = Select(grid_channels(level + 1)), Select(half_grid_channels(level, (0,)))
+        self.rectify = Rectify(BANDS + PER_COLOUR)
+        self.head = FineHead(level, FINE_FEATURES + 2 * (BANDS + PER_COLOUR))
 
     def forward(self, features: Tensor, coded: Tensor) -> Tensor:
-        known = [self.unpack(features), F.pixel_shuffle(self.level2(coded), 4)]
-        if self.level1 is not None:
-            known.append(F.pixel_shuffle(self.level1(coded), 4))
-        return self.head(torch.cat(known, 1))
+        known = torch.cat(
+            [F.pixel_shuffle(self.parents(coded), self.half), F.pixel_shuffle(self.colour(coded), self.half)], 1
+        )
+        return self.head(torch.cat([self.unpack(features), self.rectify(known)], 1))
 
 
 class Synthesis(nn.Module):
-    """Latent (N, 1152, h, w), whole and quarters, and the whole companded with the quality plane (N, 577, h, w), to
+    """Latent (N, 1536, h, w), whole and quarters, and the whole companded with the quality plane (N, 769, h, w), to
     planes (N, 12, 8h, 8w)."""
 
     def __init__(self) -> None:
         super().__init__()
 
-        def both(coded: list[int]) -> list[int]:
+        def both(places: Sequence[int]) -> Select:
             """Wholes and quarters of some channels."""
-            return coded + [LATENT_CHANNELS + channel for channel in coded]
+            return Select([*places, *(LATENT_CHANNELS + place for place in places)])
 
-        self.take4 = Select(both(list(range(COARSE))))
-        self.take3 = Select(both(LEVEL3_GRID))
-        self.take21 = Select(both(LEVEL2_GRID) + both(LEVEL1_PHASES))
-        self.edge = EdgePad(1)
-        self.linear4 = ExactConv2d(2 * COARSE, 768, 3, padding=0)
-        self.linear4.copies = 2  # the lowpass carries the picture's brightness: 6 bits of weight cost half a decibel
-        self.linear3 = ExactConv2d(2 * BANDS, 192, 3)
-        self.linear21 = ExactConv2d(2 * BANDS + 8 * FINEST_BANDS, 48, 3)
+        self.lowpass, self.take4 = both(range(COLOURS)), both(range(COLOURS, COARSE))
+        self.take3, self.take2, self.take1 = (both(grid_channels(level)) for level in BLOCKS)
+        self.edge = EdgePad(2)
+        self.low4 = ExactConv2d(2 * COLOURS, 4 * COLOURS, 5, padding=0)
+        self.low3, self.low2, self.low1 = (ExactConv2d(COLOURS, 4 * COLOURS, 5, padding=0) for _ in range(3))
+        for layer in (self.low4, self.low3, self.low2, self.low1):
+            layer.copies = 4  # they carry the picture's brightness: 6 bits of weight cost half a decibel
+        self.detail4, self.detail3, self.detail2, self.detail1 = (
+            ExactConv2d(2 * BANDS, 4 * COLOURS, 3) for _ in range(4)
+        )
+        self.add4, self.add3, self.add2, self.add1 = (SaturatingAdd() for _ in range(4))
+        self.up = DepthToSpace(2)
 
-        self.coarse = Select([*range(LEVEL2), LATENT_CHANNELS])
-        self.level2_phases, self.level2 = Select(LEVEL2_PHASES), Select(LEVEL2_GRID)
-        self.level1_phases = Select(LEVEL1_PHASES)
-        self.enter = ExactConv2d(LEVEL2 + 1, 4 * 64, 3)
-        self.merge8 = ExactConv2d(64 + 4 * BANDS, 80, 3)
+        self.coarse = Select([*range(FIRST[2]), LATENT_CHANNELS])
+        self.phases2, self.phases1 = Select(half_grid_channels(2)), Select(half_grid_channels(1))
+        self.enter = ExactConv2d(FIRST[2] + 1, 4 * 64, 3)
+        self.merge8 = ExactConv2d(64 + 2 * PER_COLOUR, 80, 3)
         self.blocks = nn.ModuleList(ResidualBlock(80) for _ in range(2))
-        self.up4 = ExactConv2d(80, 4 * 40, 3)
-        self.merge4 = ExactConv2d(40 + BANDS + 4 * FINEST_BANDS, 40, 3)
-        self.block4 = ResidualBlock(40)
-        self.out = ExactConv2d(40, 48, 3)
-        self.add3, self.add21, self.add = SaturatingAdd(), SaturatingAdd(), SaturatingAdd()
-        self.unpack = DepthToSpace(2)
-
-    def _linear4(self, latent: Tensor) -> Tensor:
-        """The linear filters' picture at 1/4, (N, 48, 4h, 4w)."""
-        x4 = F.pixel_shuffle(self.linear4(self.edge(self.take4(latent))), 4)
-        x3 = F.pixel_shuffle(self.linear3(F.pixel_shuffle(self.take3(latent), 2)), 2)
-        x21 = self.linear21(F.pixel_shuffle(self.take21(latent), 4))
-        return self.add21(self.add3(x4, x3), x21)
+        self.up4 = ExactConv2d(80, 4 * 24, 3)
+        self.pack = SpaceToDepth(2)
+        self.merge4 = ExactConv2d(24 + 2 * PER_COLOUR + 16 * COLOURS, 48, 3)
+        self.block4 = ResidualBlock(48)
+        self.out = ExactConv2d(48, 48, 3)
+        self.add = SaturatingAdd()
 
     def linear(self, latent: Tensor) -> Tensor:
         """The planes that the linear filters alone give."""
-        return self.unpack(self._linear4(latent))
+        low = self.lowpass(latent)
+        low = self.up(self.add4(self.low4(self.edge(low)), self.detail4(self.take4(latent))))
+        low = self.up(self.add3(self.low3(self.edge(low)), self.detail3(F.pixel_shuffle(self.take3(latent), 2))))
+        low = self.up(self.add2(self.low2(self.edge(low)), self.detail2(F.pixel_shuffle(self.take2(latent), 4))))
+        return self.add1(self.low1(self.edge(low)), self.detail1(F.pixel_shuffle(self.take1(latent), 8)))
 
     def forward(self, latent: Tensor, companded: Tensor) -> Tensor:
+        planes = self.linear(latent)
         x = F.pixel_shuffle(self.enter(self.coarse(companded)), 2)
-        x = self.merge8(torch.cat([x, F.pixel_shuffle(self.level2_phases(companded), 2)], 1))
+        x = self.merge8(torch.cat([x, F.pixel_shuffle(self.phases2(companded), 2)], 1))
         for block in self.blocks:
             x = block(x)
         x = F.pixel_shuffle(self.up4(x), 2)
-        level2, level1 = F.pixel_shuffle(self.level2(companded), 4), F.pixel_shuffle(self.level1_phases(companded), 4)
-        x = self.merge4(torch.cat([x, level2, level1], 1))
-        x = self.out(self.block4(x))
-        return self.unpack(self.add(x, self._linear4(latent)))
+        x = self.merge4(torch.cat([x, F.pixel_shuffle(self.phases1(companded), 4), self.pack(planes)], 1))
+        return self.add(self.up(self.out(self.block4(x))), planes)
 
 
 class Wavelet(Camera):
@@ -373,11 +394,11 @@ class Wavelet(Camera):
 
     def _make_networks(self) -> None:
         self.analysis: nn.Module = Analysis()
-        self.hyper_analysis = HyperAnalysis(LATENT_CHANNELS)
-        self.hyper_synthesis = HyperSynthesis(COARSE)
+        self.hyper_analysis: nn.Module = HyperAnalysis()
+        self.hyper_synthesis: nn.Module = HyperSynthesis()
         self.context_steps = nn.ModuleList(
-            [ContextStep(step) for step in CODING_STEPS[1:4]]
-            + [RefiningStep(), FineStep(2, 1), FineStep(1, 0), FineStep(1, 1)]
+            [CoarseStep(step) for step in CODING_STEPS[1:4]]
+            + [RefiningStep(2), FineStep(2), RefiningStep(1), FineStep(1)]
         )
         self.synthesis: nn.Module = Synthesis()
 
@@ -387,10 +408,11 @@ class Wavelet(Camera):
         return torch.cat([bands[..., BAND_OF_CHANNEL] + FINEST_LOG2_GAIN, hyper], -1)
 
     def set_training_arithmetic(self, exact: bool) -> None:
-        """The analysis' long kernels stay in float: rounded to nearest they would leak brightness into the details."""
+        """The details' kernels stay in float: rounded to nearest they would leak brightness into the details."""
         self.set_exact(exact)
-        set_exact(self.analysis, False)
-        self.analysis.low.exact = exact
+        for name, layer in self.analysis.named_children():
+            if name.startswith(("detail", "coarse")):
+                set_exact(layer, False)
 
     def finish(self, images: Tensor) -> None:
         """Round the analysis' kernels so that what they make of `images` changes least (`calibration.rounding`)."""
@@ -405,4 +427,4 @@ class Wavelet(Camera):
         self.set_exact(True)
 
     def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
-        return {**self.named_networks(), "analysis": (FoldedAnalysis(self.analysis), {"planes": 12})}
+        return {**self.named_networks(), "analysis": (FoldedAnalysis(self.analysis), {"planes": 4 * COLOURS})}

@@ -1,6 +1,6 @@
 """Frames in the GPU's memory to the networks' planes there, and back, by the kernels of `pixels.cu`.
 
-What they compute is stated in `pixels_reference.py`. A kernel reads the frame where it lies, halo and repeated edges
+What they compute is stated in `pixels_reference.py`. A kernel reads the frame where it lies, halo and mirrored edges
 included, and writes planes where a network's engine reads them; nothing is copied in between. Frames are rows of bytes
 ("pitch linear"): other layouts, such as the block-linear buffers of Jetson's camera stack, are converted before.
 """
@@ -111,7 +111,7 @@ class PixelKernels:
     def to_planes(self, frame: Frame, x: int, y: int, width: int, height: int, planes: int, stream: Any = None) -> None:
         """A region of `frame` as planes (height / 2, width / 2, 12) int8 at the device address `planes`.
 
-        The region may reach outside the frame, whose edge pixels are then repeated. `x`, `y` and `height` are even,
+        The region may reach outside the frame, which then is mirrored. `x`, `y` and `height` are even,
         `width` is a multiple of 8, `planes` one of 16.
         """
         if x % 2 or y % 2 or height % 2 or width % GROUP_PIXELS or width <= 0 or height <= 0:

@@ -20,6 +20,17 @@ DEVICE int clamp(int value, int low, int high)
     return value < low ? low : value > high ? high : value;
 }
 
+// The place in [0, length) that is seen at `place`: outside, 16 pixels mirror those inside, and then the last repeats.
+DEVICE int seen_at(int place, int length)
+{
+    const int deepest = (length < 16 ? length : 16) - 1;
+    if (place < 0)
+        return -1 - place < deepest ? -1 - place : deepest;
+    if (place >= length)
+        return length - 1 - (place - length < deepest ? place - length : deepest);
+    return place;
+}
+
 // Byte `i` of an array of words; `i` is known when compiling.
 DEVICE word byte_of(const word *words, int i)
 {
@@ -64,7 +75,7 @@ struct Place {
     }
 };
 
-// Twelve bytes, four pixels from column x of a row on; columns outside repeat the first or the last.
+// Twelve bytes, four pixels from column x of a row on; columns outside are mirrored.
 DEVICE void load_rgb(const byte *row, int x, int width, word (&pixels)[3])
 {
     const byte *first = row + 3 * (long long)x;
@@ -77,7 +88,7 @@ DEVICE void load_rgb(const byte *row, int x, int width, word (&pixels)[3])
         pixels[i] = 0;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int at = 4 * i + j, column = clamp(x + at / 3, 0, width - 1);
+            const int at = 4 * i + j, column = seen_at(x + at / 3, width);
             pixels[i] |= (word)row[3 * column + at % 3] << 8 * j;
         }
     }
@@ -94,7 +105,7 @@ extern "C" __global__ void rgb_to_planes(const byte *__restrict__ frame, int wid
     word rows[2][3], words[6];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const int y = clamp(y0 + 2 * place.row + i, 0, height - 1);
+        const int y = seen_at(y0 + 2 * place.row + i, height);
         load_rgb(frame + (long long)y * stride, x0 + 2 * block, width, rows[i]);
     }
 #pragma unroll
@@ -117,8 +128,9 @@ DEVICE word load_nv12(const byte *row, int x, int width, int step)
     four[0] = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const int lane = step == 2 ? i & 1 : 0;
-        four[0] |= (word)row[clamp(x + i - lane, 0, width - step) + lane] << 8 * i;
+        // Both pixels of a pair have its chroma, wherever they are mirrored to.
+        const int column = step == 2 ? (seen_at(x + i / 2 * 2, width) & ~1) + (i & 1) : seen_at(x + i, width);
+        four[0] |= (word)row[column] << 8 * i;
     }
     return four[0];
 }
@@ -138,7 +150,7 @@ extern "C" __global__ void nv12_to_planes(const byte *__restrict__ luma, const b
     if (4 * place.group >= blocks_w || place.row >= blocks_h)
         return;
     const int x = x0 + 2 * (4 * place.group + place.part), y = y0 + 2 * place.row;
-    const long long top = clamp(y, 0, height - 1), bottom = clamp(y + 1, 0, height - 1);
+    const long long top = seen_at(y, height), bottom = seen_at(y + 1, height);
     const word rows[2] = {load_nv12(luma + top * luma_stride, x, width, 1),
                           load_nv12(luma + bottom * luma_stride, x, width, 1)};
     const word pairs = load_nv12(chroma + (top >> 1) * chroma_stride, x, width, 2);

@@ -16,6 +16,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from ..core import MIRRORED
 from ..errors import UsageError
 
 FRACTION_BITS = 14
@@ -88,11 +89,19 @@ def rgb_to_nv12(rgb: np.ndarray, colour: Colour) -> tuple[np.ndarray, np.ndarray
 
 
 def rgb_to_planes(rgb: np.ndarray, x0: int, y0: int, width: int, height: int) -> np.ndarray:
-    """A region of (H, W, 3) uint8, outside of which edge pixels repeat, as planes (height / 2, width / 2, 12) int8."""
-    rows = np.clip(np.arange(y0, y0 + height), 0, rgb.shape[0] - 1)
-    columns = np.clip(np.arange(x0, x0 + width), 0, rgb.shape[1] - 1)
+    """A region of (H, W, 3) uint8, mirrored outside (`core.pixels_to_planes`), as planes (height / 2, width / 2, 12)
+    int8."""
+    rows, columns = _seen(y0, height, rgb.shape[0]), _seen(x0, width, rgb.shape[1])
     blocks = rgb[rows[:, None], columns].reshape(height // 2, 2, width // 2, 2, 3).transpose(0, 2, 4, 1, 3)
     return np.ascontiguousarray(blocks).reshape(height // 2, width // 2, 12).view(np.int8) ^ np.int8(-128)
+
+
+def _seen(start: int, count: int, length: int) -> np.ndarray:
+    """The places in [0, length) that are seen at `count` places from `start` on."""
+    places = np.arange(start, start + count)
+    outside = np.where(places < 0, -1 - places, places - length)  # how far outside, 0 next to the border
+    outside = np.minimum(outside, min(MIRRORED, length) - 1)
+    return np.where(places < 0, outside, np.where(places < length, places, length - 1 - outside))
 
 
 def planes_to_rgb(planes: np.ndarray, x: int, y: int, width: int, height: int) -> np.ndarray:

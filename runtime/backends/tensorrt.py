@@ -214,7 +214,7 @@ class GpuFrame:
         self.width, self.height = frame.width, frame.height
 
     def planes(self, region: Rect) -> FramePlanes:
-        """A region, its width a multiple of 8 and its other numbers even; outside the frame edge pixels repeat."""
+        """A region, its width a multiple of 8 and its other numbers even; outside, the frame is mirrored."""
         return FramePlanes(self._gpu, self._frame, region)
 
     def rows(self, y: int, count: int) -> np.ndarray:

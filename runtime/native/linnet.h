@@ -158,8 +158,9 @@ LINNET_API int linnet_compand(const float *latent, size_t count, const int8_t *c
  * Planes are (h / 2, w / 2, 12) int8: channel = 4 * colour + 2 * (y & 1) + (x & 1), value = pixel - 128, with x and y
  * counted from the region's corner. Pixels are 8-bit RGB, row_stride bytes from row to row (at least 3 * width). */
 
-/* Takes the region (x0, y0, region_w, region_h), both sizes even, out of a frame (width, height). Outside the frame its
- * edge pixels are repeated; the corner lies within +-2^40. */
+/* Takes the region (x0, y0, region_w, region_h), both sizes even, out of a frame (width, height). Outside the frame
+ * its outermost 16 pixels are mirrored, the border's first, and then the last of them repeats; the corner lies within
+ * +-2^40. */
 LINNET_API int linnet_pixels_to_planes(const uint8_t *rgb, uint32_t width, uint32_t height, size_t row_stride,
                                        int64_t x0, int64_t y0, uint32_t region_w, uint32_t region_h, int8_t *planes);
 

@@ -95,6 +95,19 @@ namespace {
 // Coordinates beyond this are refused, which keeps every sum of them far from overflow.
 constexpr int64_t kMaxCoordinate = int64_t(1) << 40;
 
+// How far outside a frame its pixels are mirrored; beyond that the last of them repeats.
+constexpr int64_t kMirrored = 16;
+
+// The place in [0, length) that is seen at `place`, which may lie outside.
+int64_t seen_at(int64_t place, int64_t length)
+{
+    if (place < 0)
+        return std::min({-1 - place, kMirrored - 1, length - 1});
+    if (place >= length)
+        return length - 1 - std::min({place - length, kMirrored - 1, length - 1});
+    return place;
+}
+
 }  // namespace
 
 int linnet_pixels_to_planes(const uint8_t *rgb, uint32_t width, uint32_t height, size_t row_stride, int64_t x0,
@@ -114,23 +127,23 @@ int linnet_pixels_to_planes(const uint8_t *rgb, uint32_t width, uint32_t height,
     for (int64_t y = 0; y < region_h; y += 2, planes += 12 * blocks) {
         const uint8_t *rows[2];
         for (int i = 0; i < 2; i++)
-            rows[i] = rgb + size_t(std::clamp<int64_t>(y0 + y + i, 0, int64_t(height) - 1)) * row_stride;
-        const auto replicate = [&](int64_t begin, int64_t end) {
+            rows[i] = rgb + size_t(seen_at(y0 + y + i, height)) * row_stride;
+        const auto mirror = [&](int64_t begin, int64_t end) {
             for (int64_t block = begin; block < end; block++) {
                 uint8_t pixels[2][6];
                 for (int i = 0; i < 4; i++) {
-                    const int64_t x = std::clamp<int64_t>(x0 + 2 * block + (i & 1), 0, int64_t(width) - 1);
+                    const int64_t x = seen_at(x0 + 2 * block + (i & 1), width);
                     std::copy_n(rows[i >> 1] + 3 * x, 3, pixels[i >> 1] + 3 * (i & 1));
                 }
                 linnet::blocks_to_planes_plain(pixels[0], pixels[1], 1, planes + 12 * block);
             }
         };
-        replicate(0, inside);
+        mirror(0, inside);
         if (outside > inside) {
             const int64_t x = 3 * (x0 + 2 * inside);
             blocks_to_planes(rows[0] + x, rows[1] + x, size_t(outside - inside), planes + 12 * inside);
         }
-        replicate(outside, blocks);
+        mirror(outside, blocks);
     }
     return LINNET_OK;
 }

@@ -290,6 +290,19 @@ void try_blocks()
     CHECK(!std::memcmp(top.get(), top2.get(), 6 * blocks) && !std::memcmp(bottom.get(), bottom2.get(), 6 * blocks));
 }
 
+// Walks: outside a frame 16 pixels mirror those inside, then the last of them repeats.
+int64_t mirrored(int64_t place, int64_t length)
+{
+    const bool after = place >= length;
+    if (!after && place >= 0)
+        return place;
+    const int64_t outside = after ? place - length : -1 - place;
+    int64_t inside = 0;
+    while (inside < outside && inside < 15 && inside < length - 1)
+        inside++;
+    return after ? length - 1 - inside : inside;
+}
+
 void try_pixels()
 {
     const uint32_t width = uint32_t(between(1, 30)), height = uint32_t(between(1, 30));
@@ -314,8 +327,8 @@ void try_pixels()
             CHECK(out[i] == before[i]);
             continue;
         }
-        const int64_t x = std::min<int64_t>(std::max<int64_t>(x0 + crop_x + int64_t(column / 3), 0), width - 1);
-        const int64_t y = std::min<int64_t>(std::max<int64_t>(y0 + crop_y + int64_t(i / out_stride), 0), height - 1);
+        const int64_t x = mirrored(x0 + crop_x + int64_t(column / 3), width);
+        const int64_t y = mirrored(y0 + crop_y + int64_t(i / out_stride), height);
         CHECK(out[i] == image[size_t(y) * stride + size_t(3 * x) + column % 3]);
     }
     const auto planes_of = [&](size_t row_stride, int64_t x, int64_t y, uint32_t w, uint32_t h) {
