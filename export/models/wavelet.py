@@ -126,28 +126,30 @@ class Analysis(nn.Module):
 
 
 class FoldedAnalysis(nn.Module):
-    """What `Analysis` computes, in the form that backends run well: each convolution makes a 2x2 group of its outputs
-    from packed inputs, four times as many channels on a quarter of the positions."""
+    """What `Analysis` computes, in the form that backends run well: level 1, most of the work, makes a 2x2 group of its
+    outputs at once, from packed inputs, with four times as many channels on a quarter of the positions."""
+
+    FOLDED = ("low1", "detail1")
 
     def __init__(self, analysis: Analysis) -> None:
         super().__init__()
-        self.fold, self.pack4, self.pack2 = SpaceToDepth(2), SpaceToDepth(4), SpaceToDepth(2)
+        self.fold, self.pack2, self.pack4 = SpaceToDepth(2), SpaceToDepth(2), SpaceToDepth(4)
         for name, layer in analysis.named_children():
             if isinstance(layer, ExactConv2d):
-                self.add_module(name, layer if name == "coarse" else folded(layer))
+                self.add_module(name, folded(layer) if name in self.FOLDED else layer)
         order = list(range(COARSE))
         for level, first in FIRST.items():
-            order += [first + _place_in_groups(channel, BLOCKS[level]) for channel in checkerboard(level)]
+            order += [first + (_place_in_groups(i) if level == 1 else i) for i in checkerboard(level)]
         self.order = Select(order)
 
     def forward(self, planes: Tensor) -> Tensor:
         planes = self.fold(planes)
         level1 = self.pack4(self.detail1(planes))
-        planes = self.fold(self.low1(planes))
-        level2 = self.pack2(self.detail2(planes))
-        planes = self.fold(self.low2(planes))
-        level3 = self.detail3(planes)
-        coarse = self.coarse(self.low3(planes))
+        planes = self.low1(planes)
+        level2 = self.pack4(self.detail2(planes))
+        planes = self.pack2(self.low2(planes))
+        level3 = self.pack2(self.detail3(planes))
+        coarse = self.coarse(self.pack2(self.low3(planes)))
         return self.order(torch.cat([coarse, level3, level2, level1], 1))
 
     def unfold_into(self, analysis: Analysis) -> None:
@@ -156,7 +158,7 @@ class FoldedAnalysis(nn.Module):
             for name, layer in analysis.named_children():
                 if isinstance(layer, ExactConv2d):
                     weight, bias = self.get_submodule(name).effective()
-                    if name != "coarse":
+                    if name in self.FOLDED:
                         outputs, side = len(layer.weight), layer.weight.shape[2]
                         first = 2 - side // 2
                         weight = DepthToSpace(2)(weight[:outputs])[:, :, first : first + side, first : first + side]
@@ -183,8 +185,9 @@ def folded(layer: ExactConv2d) -> ExactConv2d:
     return result
 
 
-def _place_in_groups(channel: int, block: int) -> int:
-    """Where a channel of bands packed by `block` stands if 2x2 groups were packed first."""
+def _place_in_groups(channel: int) -> int:
+    """Where a channel of level 1, packed by its block, stands if 2x2 groups were packed first."""
+    block = BLOCKS[1]
     position, band = divmod(channel, BANDS)
     (y, dy), (x, dx) = (divmod(axis, 2) for axis in divmod(position, block))
     return ((y * (block // 2) + x) * 4 + 2 * dy + dx) * BANDS + band
