@@ -42,7 +42,10 @@ def test_smoke_training_resumes_and_exports(
     monkeypatch.setattr(training, "COUNTED_CROPS", 4)
     training.train(folder, tmp_path, minutes=0.15, seed=0, model=model)
     first = torch.load(tmp_path / "last.pt", weights_only=True)
-    training.train(folder, tmp_path, minutes=0.25, seed=0, model=model)
+    other = next(name for name in training.MODELS if name != model)
+    with pytest.raises(SystemExit, match=f"architecture {model}, not {other}: leave --model out"):
+        training.train(folder, tmp_path, minutes=0.25, seed=0, model=other)
+    training.train(folder, tmp_path, minutes=0.25, seed=0)
     second = torch.load(tmp_path / "last.pt", weights_only=True)
     assert second["steps"] > first["steps"] > 3
     assert second["elapsed"] >= 15

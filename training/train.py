@@ -51,6 +51,7 @@ NORM_LIMIT = 1.4
 """Largest norm of a saturating layer's stored weight per output channel (it starts near 1). Without it Adam's noise
 grows the weights until every activation is at a bound and nothing upstream learns."""
 STARTS = {"camera": initialise.initialise, "wavelet": wavelets.initialise}
+DEFAULT_MODEL = "wavelet"
 CHECKPOINT_SECONDS = 180
 UNLIMITED = {"out", "mix"}
 """Layers that stay linear, which NORM_LIMIT does not concern, beside the linear filters."""
@@ -195,6 +196,16 @@ def average_into(average: Camera, codec: Camera, decay: float) -> None:
                 kept.lerp_(new, 1 - decay)
 
 
+def make(model: str | None, source: Path | None, state: dict[str, Any] | None) -> Camera:
+    """A codec of the architecture `model`, or of the one whose checkpoint `state` was read from `source`."""
+    if state is None:
+        return MODELS[model or DEFAULT_MODEL]()
+    architecture = state.get("architecture", Camera.architecture)
+    if model not in (None, architecture):
+        raise SystemExit(f"{source} holds a codec of architecture {architecture}, not {model}: leave --model out")
+    return MODELS[architecture]()
+
+
 class Trainer:
     """One training run in OUT, alone or as one of `processes` workers that average their gradients.
 
@@ -210,7 +221,7 @@ class Trainer:
         *,
         start: Path | None = None,
         structure: bool = False,
-        model: str = "camera",
+        model: str | None = None,
         device: str = "cpu",
         batch: int | None = None,
         worker: int = 0,
@@ -222,25 +233,26 @@ class Trainer:
         self.worker, self.processes = worker, processes
         self.photographs = Photographs(folder)
         self.device, self.batch = torch.device(device), batch
-        self.codec = MODELS[model]().to(self.device)
+        source = self.checkpoint if self.checkpoint.exists() else start
+        state = None if source is None else torch.load(source, weights_only=True, map_location=self.device)
+        made = make(model, source, state)
+        self.codec = made.to(self.device)
         self.optimizer = Optimizer(self.codec)
         self.average = copy.deepcopy(self.codec)
         self.steps, self.elapsed = 0, 0.0
-        if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
+        if state is None:
+            torch.manual_seed(seed)
+            beginning = type(made)()
+            STARTS[made.architecture](beginning, self.photographs.batch(400, 256, np.random.default_rng(seed)))
+            self.codec.load_state_dict(beginning.state_dict())
+            self.average.load_state_dict(beginning.state_dict())
+        elif source == start:
+            self.codec.load_state_dict(state["average"])
+            self.average.load_state_dict(state["average"])
+        else:
             for name in ("codec", "average", "optimizer"):
                 getattr(self, name).load_state_dict(state[name])
             self.steps, self.elapsed = state["steps"], state["elapsed"]
-        elif start is not None:
-            weights = torch.load(start, weights_only=True, map_location=self.device)["average"]
-            self.codec.load_state_dict(weights)
-            self.average.load_state_dict(weights)
-        else:
-            torch.manual_seed(seed)
-            beginning = MODELS[model]()
-            STARTS[model](beginning, self.photographs.batch(400, 256, np.random.default_rng(seed)))
-            self.codec.load_state_dict(beginning.state_dict())
-            self.average.load_state_dict(beginning.state_dict())
         self.rng = np.random.default_rng((seed, self.steps, worker))
         torch.manual_seed(seed + self.steps + 1_000_003 * worker)
 
@@ -334,7 +346,7 @@ def train(
     *,
     start: Path | None = None,
     structure: bool = False,
-    model: str = "camera",
+    model: str | None = None,
     device: str = "cpu",
     batch: int | None = None,
     processes: int = 1,
@@ -386,7 +398,11 @@ def main() -> None:
         "--distortion", choices=("mse", "ms-ssim"), default="mse",
         help="what the rate is traded for; ms-ssim wants --start with weights trained for mse",
     )  # fmt: skip
-    parser.add_argument("--model", choices=tuple(MODELS), default="camera", help="the codec to train (default camera)")
+    parser.add_argument(
+        "--model",
+        choices=tuple(MODELS),
+        help=f"architecture of a new codec (default {DEFAULT_MODEL}); weights have theirs",
+    )
     parser.add_argument("--device", default="cpu", help="cuda for a GPU (default cpu)")
     parser.add_argument("--batch", type=int, help="images per step, instead of the phases' own")
     parser.add_argument("--processes", type=int, default=1, help="data-parallel workers")
