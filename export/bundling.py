@@ -23,10 +23,10 @@ from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_
 from ..runtime.network import ACTIVATION_EXP, EXACT, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
 from .models.camera import HYPER_CHANNELS, LOG2_SCALE_BIAS, Camera
-from .models.wavelet import FoldedAnalysis, Wavelet
+from .models.wavelet import FoldedAnalysis, Micro, Wavelet
 from .tracing import trace
 
-MODELS: dict[str, type[Camera]] = {model.architecture: model for model in (Camera, Wavelet)}
+MODELS: dict[str, type[Camera]] = {model.architecture: model for model in (Camera, Wavelet, Micro)}
 QUALITIES = 100
 COUNTED_QUALITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PLANE_STEP = 2

@@ -14,7 +14,7 @@ pytest.importorskip("onnx", reason="export needs the export extra")
 from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
 from linnet.export.bundling import export_camera, load_bundle_into_camera  # noqa: E402
 from linnet.export.models.camera import Camera, laplacian_bits  # noqa: E402
-from linnet.export.models.wavelet import FINEST_LOG2_GAIN, Wavelet  # noqa: E402
+from linnet.export.models.wavelet import FINEST_LOG2_GAIN, Micro, Wavelet  # noqa: E402
 from linnet.export.tracing import trace  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
 from linnet.runtime.network import Conv  # noqa: E402
@@ -42,7 +42,7 @@ def test_smoke_training_resumes_and_exports(
     monkeypatch.setattr(training, "COUNTED_CROPS", 4)
     training.train(folder, tmp_path, minutes=0.15, seed=0, model=model)
     first = torch.load(tmp_path / "last.pt", weights_only=True)
-    other = next(name for name in training.MODELS if name != model)
+    other = "camera" if model == "wavelet" else "wavelet"
     with pytest.raises(SystemExit, match=f"architecture {model}, not {other}: leave --model out"):
         training.train(folder, tmp_path, minutes=0.25, seed=0, model=other)
     training.train(folder, tmp_path, minutes=0.25, seed=0)
@@ -114,7 +114,7 @@ def test_gains_never_rise_with_quality(model: type[Camera], least: float) -> Non
     assert (gains[:, : codec.latent_channels] >= least).all() and (gains[:, codec.latent_channels :] >= 0).all()
 
 
-@pytest.mark.parametrize("model", [Camera, Wavelet])
+@pytest.mark.parametrize("model", [Camera, Wavelet, Micro])
 def test_the_codec_computes_where_its_weights_are(model: type[Camera]) -> None:
     """Every tensor that the model makes on the way follows its weights: on the meta device nothing else would mix."""
     codec = model().to("meta")

@@ -65,7 +65,7 @@ def test_parameters_belong_to_the_channels_of_their_step(
     latent = packed(levels)
     coded = latent[:, model.half_grid_channels(level, (colour,))]
     on_grid = pixel_shuffle(coded, model.BLOCKS[level] // 2)
-    head = FineHead(level, 8)
+    head = FineHead(level, 8, 8)
     means, scales = head.order(head.pack(torch.cat([on_grid, -on_grid], 1))).chunk(2, 1)
     assert torch.equal(means, coded) and torch.equal(scales, -means)
 

@@ -50,7 +50,7 @@ GRADIENT_LIMIT = 1.0
 NORM_LIMIT = 1.4
 """Largest norm of a saturating layer's stored weight per output channel (it starts near 1). Without it Adam's noise
 grows the weights until every activation is at a bound and nothing upstream learns."""
-STARTS = {"camera": initialise.initialise, "wavelet": wavelets.initialise}
+STARTS = {"camera": initialise.initialise, "wavelet": wavelets.initialise, "wavelet-micro": wavelets.initialise}
 DEFAULT_MODEL = "wavelet"
 CHECKPOINT_SECONDS = 180
 UNLIMITED = {"out", "mix"}

@@ -98,8 +98,8 @@ class ParameterHead(nn.Module):
 
     def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()
-        self.hidden = ExactConv2d(channels, FEATURE_CHANNELS, 1)
-        self.out = ExactConv2d(FEATURE_CHANNELS, 2 * outputs, 1)
+        self.hidden = ExactConv2d(channels, channels, 1)
+        self.out = ExactConv2d(channels, 2 * outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.hidden(x))

@@ -16,6 +16,7 @@ and saturating addition, so that `export.tracing` can turn each into an integer 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from ...calibration.ptq import Method, round_layer
 from ...calibration.qat import DepthToSpace, EdgePad, ExactConv2d, SaturatingAdd, Select, SpaceToDepth, set_exact
 from ...calibration.rounding import observed_patches
 from ...runtime.latents import CodingStep
-from .camera import FEATURE_CHANNELS, HYPER_CHANNELS, Camera, ParameterHead, ResidualBlock
+from .camera import HYPER_CHANNELS, Camera, ParameterHead, ResidualBlock
 
 COLOURS, COARSE, BANDS = 3, 12, 9
 """Bands of level 4 at 1/16 (its lowpass and three details of three colours), and of levels 3 at 1/8, 2 at 1/4 and 1 at
@@ -35,8 +36,6 @@ BLOCKS = {3: 2, 2: 4, 1: 8}
 FIRST = {3: COARSE, 2: COARSE + 4 * BANDS, 1: COARSE + 20 * BANDS}
 """First channel of a level in the latent."""
 LATENT_CHANNELS = COARSE + 84 * BANDS
-FINE_FEATURES = 32
-FINE_WIDTH = 64
 FINEST_LOG2_GAIN = -1.0
 """log2 of the smallest quantisation step in latent units."""
 COLOUR = (((0, 0), (1, 1)), ((0, 1), (1, 0)))
@@ -94,6 +93,21 @@ BAND_OF_CHANNEL = list(range(COARSE)) + [
 ]
 """The band of each channel; the channels of a band share their gains."""
 BAND_COUNT = max(BAND_OF_CHANNEL) + 1
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Channels of the networks that predict means and scales."""
+
+    hyper8: int = 32
+    hyper16: int = 48
+    """Of the hyper-analysis at 1/8 and 1/16."""
+    features: int = 96
+    """At 1/16 and coarser: of both hyper networks and the steps of levels 4 and 3."""
+    fine_features: int = 32
+    """What is handed on to the steps of levels 2 and 1, at 1/8 and 1/4."""
+    fine: int = 64
+    """Of those steps."""
 
 
 class Analysis(nn.Module):
@@ -213,15 +227,15 @@ class Rectify(nn.Module):
 class HyperAnalysis(nn.Module):
     """Companded latent (N, 768, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
 
-    def __init__(self) -> None:
+    def __init__(self, widths: Widths) -> None:
         super().__init__()
         self.level1, self.level2 = Select(half_grid_channels(1)), Select(half_grid_channels(2))
         self.coarse = Select(range(FIRST[2]))
         self.rectify1, self.rectify2, self.rectify = Rectify(2 * PER_COLOUR), Rectify(2 * PER_COLOUR), Rectify(FIRST[2])
-        self.down8 = ExactConv2d(4 * PER_COLOUR, 32, 3, 2)
-        self.down16 = ExactConv2d(4 * PER_COLOUR + 32, 48, 3, 2)
-        self.down32 = ExactConv2d(2 * FIRST[2] + 48, FEATURE_CHANNELS, 3, 2)
-        self.down64 = ExactConv2d(FEATURE_CHANNELS, HYPER_CHANNELS, 3, 2, raw=True)
+        self.down8 = ExactConv2d(4 * PER_COLOUR, widths.hyper8, 3, 2)
+        self.down16 = ExactConv2d(4 * PER_COLOUR + widths.hyper8, widths.hyper16, 3, 2)
+        self.down32 = ExactConv2d(2 * FIRST[2] + widths.hyper16, widths.features, 3, 2)
+        self.down64 = ExactConv2d(widths.features, HYPER_CHANNELS, 3, 2, raw=True)
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.down8(self.rectify1(F.pixel_shuffle(self.level1(latent), 4)))
@@ -233,11 +247,11 @@ class HyperAnalysis(nn.Module):
 class HyperSynthesis(nn.Module):
     """Companded hyper-latent and quality plane (N, 65, h/4, w/4) to features (N, 96, h, w) and the first parameters."""
 
-    def __init__(self) -> None:
+    def __init__(self, widths: Widths) -> None:
         super().__init__()
-        self.up2 = ExactConv2d(HYPER_CHANNELS + 1, 4 * FEATURE_CHANNELS, 3)
-        self.up1 = ExactConv2d(FEATURE_CHANNELS, 4 * FEATURE_CHANNELS, 3)
-        self.head = ParameterHead(FEATURE_CHANNELS, COARSE)
+        self.up2 = ExactConv2d(HYPER_CHANNELS + 1, 4 * widths.features, 3)
+        self.up1 = ExactConv2d(widths.features, 4 * widths.features, 3)
+        self.head = ParameterHead(widths.features, COARSE)
 
     def forward(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
         features = F.pixel_shuffle(self.up1(F.pixel_shuffle(self.up2(hyper), 2)), 2)
@@ -247,13 +261,12 @@ class HyperSynthesis(nn.Module):
 class CoarseStep(nn.Module):
     """Features (N, 96, h, w) and the companded latents coded so far to the parameters of a step of level 4 or 3."""
 
-    takes = FEATURE_CHANNELS
-
-    def __init__(self, step: CodingStep) -> None:
+    def __init__(self, step: CodingStep, widths: Widths) -> None:
         super().__init__()
+        self.takes = widths.features
         self.rectify = Rectify(step.context)
-        self.context = ExactConv2d(FEATURE_CHANNELS + 3 * step.context, FEATURE_CHANNELS, 3)
-        self.head = ParameterHead(FEATURE_CHANNELS, step.channels)
+        self.context = ExactConv2d(self.takes + 3 * step.context, widths.features, 3)
+        self.head = ParameterHead(widths.features, step.channels)
 
     def forward(self, features: Tensor, coded: Tensor) -> Tensor:
         return self.head(self.context(torch.cat([features, coded, self.rectify(coded)], 1)))
@@ -263,11 +276,11 @@ class FineHead(nn.Module):
     """What is known on the grid of the next coarser level (N, C, h', w') to the parameters of one colour of a level
     (N, 2n, h, w)."""
 
-    def __init__(self, level: int, channels: int) -> None:
+    def __init__(self, level: int, channels: int, width: int) -> None:
         super().__init__()
-        self.context = ExactConv2d(channels, FINE_WIDTH, 3)
-        self.hidden = ExactConv2d(FINE_WIDTH, FINE_WIDTH, 1)
-        self.out = ExactConv2d(FINE_WIDTH, 2 * PER_COLOUR, 1)
+        self.context = ExactConv2d(channels, width, 3)
+        self.hidden = ExactConv2d(width, width, 1)
+        self.out = ExactConv2d(width, 2 * PER_COLOUR, 1)
         half = BLOCKS[level] // 2
         self.pack = SpaceToDepth(half)
         # The coded order counts positions last, the packed channels count them first.
@@ -284,31 +297,28 @@ class RefiningStep(nn.Module):
     level's features, on the grid of the next coarser level, and to the parameters of one colour. Features travel packed
     to 1/16."""
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, level: int, widths: Widths) -> None:
         super().__init__()
-        block = BLOCKS[level]
-        if level == 2:
-            self.takes, known = FEATURE_CHANNELS, FIRST[2]
-            self.unpack: nn.Module = nn.Identity()
-            self.known = Select(range(known))
-        else:
-            self.takes, known = FINE_FEATURES * 4, 2 * PER_COLOUR
-            self.unpack = DepthToSpace(2)
-            self.known = Select(half_grid_channels(2))
-        self.block = block
+        self.half = BLOCKS[level] // 2
+        # The features come from 1/16 with all that is coded there, or from level 2's grid with its bands.
+        channels, known = widths.features, FIRST[2]
+        places: Sequence[int] = range(FIRST[2])
+        if level == 1:
+            channels, known, places = widths.fine_features, 2 * PER_COLOUR, half_grid_channels(2)
+        self.takes = channels * (self.half // 2) ** 2
+        self.unpack, self.known = DepthToSpace(self.half // 2), Select(places)
         self.rectify_known = Rectify(known)
-        channels = FEATURE_CHANNELS if level == 2 else FINE_FEATURES
-        self.up = ExactConv2d(channels + 2 * known, 4 * FINE_FEATURES, 3)
-        self.pack = SpaceToDepth(block // 2)
+        self.up = ExactConv2d(channels + 2 * known, 4 * widths.fine_features, 3)
+        self.pack = SpaceToDepth(self.half)
         self.parents, self.rectify = Select(grid_channels(level + 1)), Rectify(BANDS)
-        self.head = FineHead(level, FINE_FEATURES + 2 * BANDS)
+        self.head = FineHead(level, widths.fine_features + 2 * BANDS, widths.fine)
 
     def forward(self, features: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
         known = self.known(coded)
-        if self.block == 8:
-            features, known = self.unpack(features), F.pixel_shuffle(known, 2)
+        if self.half > 2:
+            features, known = self.unpack(features), F.pixel_shuffle(known, self.half // 2)
         features = F.pixel_shuffle(self.up(torch.cat([features, self.rectify_known(known)], 1)), 2)
-        parents = self.rectify(F.pixel_shuffle(self.parents(coded), self.block // 2))
+        parents = self.rectify(F.pixel_shuffle(self.parents(coded), self.half))
         return self.pack(features), self.head(torch.cat([features, parents], 1))
 
 
@@ -316,14 +326,14 @@ class FineStep(nn.Module):
     """The second step of level 2 or 1: the level's features, packed to 1/16, and the companded latents coded so far to
     the parameters of the other colour."""
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, level: int, widths: Widths) -> None:
         super().__init__()
         self.half = BLOCKS[level] // 2
-        self.takes = FINE_FEATURES * self.half**2
+        self.takes = widths.fine_features * self.half**2
         self.unpack = DepthToSpace(self.half)
         self.parents, self.colour = Select(grid_channels(level + 1)), Select(half_grid_channels(level, (0,)))
         self.rectify = Rectify(BANDS + PER_COLOUR)
-        self.head = FineHead(level, FINE_FEATURES + 2 * (BANDS + PER_COLOUR))
+        self.head = FineHead(level, widths.fine_features + 2 * (BANDS + PER_COLOUR), widths.fine)
 
     def forward(self, features: Tensor, coded: Tensor) -> Tensor:
         known = torch.cat(
@@ -394,14 +404,16 @@ class Wavelet(Camera):
     steps = CODING_STEPS
     latent_channels = LATENT_CHANNELS
     gain_count = BAND_COUNT
+    widths = Widths()
 
     def _make_networks(self) -> None:
+        widths = self.widths
         self.analysis: nn.Module = Analysis()
-        self.hyper_analysis: nn.Module = HyperAnalysis()
-        self.hyper_synthesis: nn.Module = HyperSynthesis()
+        self.hyper_analysis: nn.Module = HyperAnalysis(widths)
+        self.hyper_synthesis: nn.Module = HyperSynthesis(widths)
         self.context_steps = nn.ModuleList(
-            [CoarseStep(step) for step in CODING_STEPS[1:4]]
-            + [RefiningStep(2), FineStep(2), RefiningStep(1), FineStep(1)]
+            [CoarseStep(step, widths) for step in CODING_STEPS[1:4]]
+            + [RefiningStep(2, widths), FineStep(2, widths), RefiningStep(1, widths), FineStep(1, widths)]
         )
         self.synthesis: nn.Module = Synthesis()
 
@@ -431,3 +443,14 @@ class Wavelet(Camera):
 
     def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
         return {**self.named_networks(), "analysis": (FoldedAnalysis(self.analysis), {"planes": 4 * COLOURS})}
+
+
+class Micro(Wavelet):
+    """The codec for small cameras: the same transforms, with narrow networks to predict means and scales."""
+
+    architecture = "wavelet-micro"
+    widths = Widths(hyper8=8, hyper16=16, features=44, fine_features=8, fine=16)
+
+    def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
+        # Folding the analysis multiplies by zeros, for speed on processors that multiply many channels at once.
+        return self.named_networks()
