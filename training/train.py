@@ -196,14 +196,16 @@ def average_into(average: Camera, codec: Camera, decay: float) -> None:
                 kept.lerp_(new, 1 - decay)
 
 
-def make(model: str | None, source: Path | None, state: dict[str, Any] | None) -> Camera:
-    """A codec of the architecture `model`, or of the one whose checkpoint `state` was read from `source`."""
-    if state is None:
-        return MODELS[model or DEFAULT_MODEL]()
-    architecture = state.get("architecture", Camera.architecture)
-    if model not in (None, architecture):
-        raise SystemExit(f"{source} holds a codec of architecture {architecture}, not {model}: leave --model out")
-    return MODELS[architecture]()
+def take_transforms(codec: Camera, weights: dict[str, Tensor]) -> None:
+    """Set both transforms of `codec`, and its gains, to those of another codec with the same transforms."""
+    own = codec.state_dict()
+    for name, value in weights.items():
+        if name.startswith(("analysis.", "synthesis.")) or name == "mean_shift":
+            if name not in own or own[name].shape != value.shape:
+                raise SystemExit(f"--start holds a codec with other transforms than {codec.architecture} ({name})")
+            own[name].copy_(value)
+        elif "log_gain" in name:  # not those of the hyper-latent, which is another
+            own[name][..., : codec.gain_count] = value[..., : codec.gain_count]
 
 
 class Trainer:
@@ -229,30 +231,36 @@ class Trainer:
     ) -> None:
         self.checkpoint, self.seconds = out / "last.pt", minutes * 60
         self.structure = structure
-        self.phases = PHASES if start is None else TUNING_PHASES
         self.worker, self.processes = worker, processes
         self.photographs = Photographs(folder)
         self.device, self.batch = torch.device(device), batch
         source = self.checkpoint if self.checkpoint.exists() else start
         state = None if source is None else torch.load(source, weights_only=True, map_location=self.device)
-        made = make(model, source, state)
-        self.codec = made.to(self.device)
+        stored = None if state is None else state.get("architecture", Camera.architecture)
+        architecture = model or stored or DEFAULT_MODEL
+        anew = architecture != stored
+        if anew and source == self.checkpoint:
+            raise SystemExit(f"{source} holds a codec of architecture {stored}, not {model}: leave --model out")
+        self.codec = MODELS[architecture]().to(self.device)
+        self.steps, self.elapsed = 0, 0.0
+        self.tuning = start is not None and not anew
+        if anew:
+            torch.manual_seed(seed)
+            beginning = MODELS[architecture]()
+            STARTS[architecture](beginning, self.photographs.batch(400, 256, np.random.default_rng(seed)))
+            self.codec.load_state_dict(beginning.state_dict())
+            if state is not None:
+                take_transforms(self.codec, state["average"])
+        else:
+            self.codec.load_state_dict(state["average"])
         self.optimizer = Optimizer(self.codec)
         self.average = copy.deepcopy(self.codec)
-        self.steps, self.elapsed = 0, 0.0
-        if state is None:
-            torch.manual_seed(seed)
-            beginning = type(made)()
-            STARTS[made.architecture](beginning, self.photographs.batch(400, 256, np.random.default_rng(seed)))
-            self.codec.load_state_dict(beginning.state_dict())
-            self.average.load_state_dict(beginning.state_dict())
-        elif source == start:
-            self.codec.load_state_dict(state["average"])
-            self.average.load_state_dict(state["average"])
-        else:
-            for name in ("codec", "average", "optimizer"):
-                getattr(self, name).load_state_dict(state[name])
+        if source == self.checkpoint:
+            self.codec.load_state_dict(state["codec"])
+            self.optimizer.load_state_dict(state["optimizer"])
             self.steps, self.elapsed = state["steps"], state["elapsed"]
+            self.tuning = state.get("tuning", self.tuning)
+        self.phases = TUNING_PHASES if self.tuning else PHASES
         self.rng = np.random.default_rng((seed, self.steps, worker))
         torch.manual_seed(seed + self.steps + 1_000_003 * worker)
 
@@ -326,9 +334,8 @@ class Trainer:
             state["symbol_counts"] = self._finish()
             state["average"] = self.average.state_dict()
         temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(
-            {**state, "architecture": self.codec.architecture, "steps": self.steps, "elapsed": self.elapsed}, temporary
-        )
+        state |= {"architecture": self.codec.architecture, "tuning": self.tuning}
+        torch.save({**state, "steps": self.steps, "elapsed": self.elapsed}, temporary)
         temporary.replace(self.checkpoint)
 
     def _finish(self) -> Tensor:
@@ -393,7 +400,10 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="folder of photographs")
     parser.add_argument("out", type=Path, help="folder for the checkpoint and the curve")
     parser.add_argument("--minutes", type=float, default=120.0, help="wall-clock training time (default 120)")
-    parser.add_argument("--start", type=Path, help="checkpoint whose weights a new run starts from")
+    parser.add_argument(
+        "--start", type=Path,
+        help="checkpoint whose weights a new run starts from; for another --model, whose transforms it starts from",
+    )  # fmt: skip
     parser.add_argument(
         "--distortion", choices=("mse", "ms-ssim"), default="mse",
         help="what the rate is traded for; ms-ssim wants --start with weights trained for mse",
