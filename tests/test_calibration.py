@@ -355,9 +355,10 @@ def test_linnet_calibrate(
     from linnet.runtime.codec import Codec
 
     checkpoint, out = tmp_path / "float.pt", tmp_path / "codec.lntb"
-    torch.save({"average": load_bundle_into_camera(Bundle.open()).state_dict()}, checkpoint)
+    codec = load_bundle_into_camera(Bundle.open())
+    torch.save({"average": codec.state_dict(), "architecture": codec.architecture}, checkpoint)
     command = ["calibrate", str(checkpoint), "--images", str(folder), "--out", str(out), "--count", "2"]
-    options = ["--rounding", "nearest", "--no-equalise", "--no-sensitivity", "--wide", "synthesis.bypass=2"]
+    options = ["--rounding", "nearest", "--no-equalise", "--no-sensitivity", "--wide", "synthesis.detail1=2"]
     report, page = tmp_path / "report.json", tmp_path / "report.html"
     assert main([*command, *options, "--json", str(report), "--report", str(page)]) == 0
     assert "BD-rate" in capsys.readouterr().out
@@ -371,7 +372,7 @@ def test_linnet_calibrate(
     data = fast.encode(photograph[:128, :192], quality=60)
     np.testing.assert_array_equal(fast.decode(data), slow.decode(data))
     again = load_bundle_into_camera(fast.bundle)
-    assert again.synthesis.bypass.copies == 2
+    assert again.synthesis.detail1.copies == 2
 
 
 def test_calibrate_refuses_what_it_cannot_read(

@@ -68,16 +68,21 @@ def test_a_provider_whose_libraries_do_not_load_is_refused(bundle: Bundle, monke
 def test_a_provider_with_wrong_bits_is_refused(
     bundle: Bundle, fake_cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    onnx = pytest.importorskip("onnx")
     graphs = bundle.graphs("qdq")
-    wrong = {**graphs, "context_1": graphs["context_2"].replace(b"context_2", b"context_1")}
+    smallest = min(graphs, key=lambda network: len(graphs[network]))  # the one that is tried at once
+    model = onnx.load_from_string(graphs[smallest])
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.raw_data = bytes(byte ^ 4 for byte in weights.raw_data)
+    wrong = {**graphs, smallest: model.SerializeToString()}
     monkeypatch.setattr(bundle, "graphs", lambda form: wrong if form == "qdq" else Bundle.graphs(bundle, form))
-    with pytest.raises(MachineError, match=r"backend onnxruntime-cuda computes network context_1 .* wrongly"):
+    with pytest.raises(MachineError, match=f"backend onnxruntime-cuda computes network {smallest} .* wrongly"):
         backends.select("onnxruntime-cuda", bundle)
     with pytest.warns(RuntimeWarning, match=r"wrongly.*trying the next backend"):
         backend = backends.select("auto", bundle)
     assert backend.name == "onnxruntime"
-    inputs, expected = bundle.known_answer("context_1")
-    np.testing.assert_array_equal(backend.run("context_1", inputs)[0], expected[0])
+    inputs, expected = bundle.known_answer(smallest)
+    np.testing.assert_array_equal(backend.run(smallest, inputs)[0], expected[0])
 
 
 def test_without_onnxruntime_the_reference_remains(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,4 +150,4 @@ def test_known_answers_are_small_and_saturate(bundle: Bundle) -> None:
         computed = run_network(replace(network, outputs=layers), inputs)
         assert min(int(value.min()) for value in computed) == -128, f"{name} does not saturate below"
         assert max(int(value.max()) for value in computed) == 127, f"{name} does not saturate above"
-    assert total < 200e6, "multiply-accumulates; an encoder spends as many on 24 kilopixels"
+    assert total < 350e6, "multiply-accumulates; an encoder spends as many on 24 kilopixels"
