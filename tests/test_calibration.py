@@ -364,7 +364,7 @@ def test_linnet_calibrate(
     assert "BD-rate" in capsys.readouterr().out
     document = json.loads(report.read_text())
     assert document["calibration_images"] == 2 and document["same_images"]
-    assert abs(document["bd_rate_percent"]) < 5, "the weights were integers before"
+    assert abs(document["bd_rate_percent"]) < 8, "the weights were integers before"
     assert "<svg" in page.read_text()
 
     fast, slow = Codec.open(out, "onnxruntime"), Codec.open(out, "reference")

@@ -430,26 +430,17 @@ class Wavelet(Camera):
                 set_exact(layer, False)
 
     def finish(self, images: Tensor) -> None:
-        """Round the linear filters so that what they make of `images` changes least (`calibration.rounding`): those of
-        the analysis' details and of the synthesis' lowpass, whose errors grow with the brightness of what they see."""
+        """Round the details' kernels so that what they make of `images` changes least (`calibration.rounding`)."""
         self.set_training_arithmetic(True)
         details = {name: layer for name, layer in self.analysis.named_children() if getattr(layer, "raw", False)}
-        self._round(details, images)
-        self.set_exact(True)
-        lows = {name: layer for name, layer in self.synthesis.named_children() if name.startswith("low")}
-        self._round({name: layer for name, layer in lows.items() if isinstance(layer, ExactConv2d)}, images)
-
-    def _round(self, layers: dict[str, nn.Module], images: Tensor) -> None:
-        training = self.training
-        self.eval()
-        with torch.no_grad(), observed_patches(nn.ModuleDict(layers)) as moments:
+        with torch.no_grad(), observed_patches(nn.ModuleDict(details)) as moments:
             for part in images.split(8):
-                self(part, torch.linspace(0, 1, len(part), device=self.device))
-        for name, layer in layers.items():
+                self.latent(part)
+        for name, layer in details.items():
             assert isinstance(layer, ExactConv2d)
             round_layer(layer, moments[name], Method())
             layer.fixed_exponents = None  # they follow from the rounded weights
-        self.train(training)
+        self.set_exact(True)
 
     def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
         return {**self.named_networks(), "analysis": (FoldedAnalysis(self.analysis), {"planes": 4 * COLOURS})}
