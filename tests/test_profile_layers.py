@@ -25,6 +25,12 @@ from linnet.runtime.errors import MachineError
 from linnet.runtime.network import Conv, Network
 
 
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """The codec whose layers these tests know by name."""
+    return Bundle.open("camera-ms-ssim")
+
+
 def test_work_is_that_of_the_bundle(bundle: Bundle) -> None:
     """The sum over layers is what the bundle's manifest says per pixel; the bytes of a layer by hand."""
     shapes = {

@@ -25,7 +25,7 @@ from linnet.runtime.bundle import Bundle
 from linnet.runtime.errors import Absent, MachineError
 
 PLACE = 3, 5
-TARGET = Target("context_1", (("features", (2, *PLACE, 96)), ("coded", (2, *PLACE, 32))))
+TARGET = Target("context_1", (("features", (2, *PLACE, 96)), ("coded", (2, *PLACE, 12))))
 RAW = Target("analysis", (("planes", (1, 16, 24, 12)),))
 OPTIONS = BuildOptions()
 
@@ -195,7 +195,7 @@ def test_a_session_falls_back_from_a_rejected_engine_and_says_so(
 def test_shapes_without_an_engine_fall_back_and_name_the_remedy(bundle: Bundle, machine: fake_gpu.Machine) -> None:
     make(bundle)
     backend = backends.select("auto", bundle)
-    other = Target("context_1", (("features", (1, 2, 3, 96)), ("coded", (1, 2, 3, 32))))
+    other = Target("context_1", (("features", (1, 2, 3, 96)), ("coded", (1, 2, 3, 12))))
     with pytest.warns(RuntimeWarning, match=r"no TensorRT engine for context_1 1x2x3x96 .*linnet build.*--size"):
         assert_right(bundle, backend, other, 1)
     with warnings.catch_warnings():

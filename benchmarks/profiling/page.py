@@ -38,7 +38,8 @@ svg .tick, svg .value { fill: var(--faint); } svg .inside { fill: #fff; font-siz
 .stage-container { fill: #7d858d; } .stage-write { fill: #5c7f8f; }
 .stage-analysis { fill: #1f6fb2; } .stage-synthesis { fill: #5560c4; } .stage-hyper-analysis { fill: #3f8f5b; }
 .stage-hyper-synthesis { fill: #257d7d; } .stage-context-1 { fill: #5a9f3d; } .stage-context-2 { fill: #739a2c; }
-.stage-context-3 { fill: #8b9420; }
+.stage-context-3 { fill: #8b9420; } .stage-context-4 { fill: #a08a1c; } .stage-context-5 { fill: #b37f22; }
+.stage-context-6 { fill: #c2732e; } .stage-context-7 { fill: #cd663d; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 10px 0 0; font-size: 13px; width: 100%; }
 th { text-align: right; color: var(--faint); font-weight: 500; }
 td { text-align: right; border-top: 1px solid var(--rule); }
