@@ -59,8 +59,6 @@ class ChannelGroups:
                 out = self._unite_all(sources[0].reshape(-1, int(node.args[1]) ** 2).T)
             elif isinstance(target, DepthToSpace):
                 out = self._unite_all(sources[0].reshape(target.block**2, -1))
-            elif target is functional.pixel_unshuffle:
-                out = sources[0].repeat(int(node.args[1]) ** 2)
             elif isinstance(target, SpaceToDepth):
                 out = np.tile(sources[0], target.block**2)
             elif isinstance(target, Select):

@@ -341,7 +341,7 @@ class Trainer:
         temporary.replace(self.checkpoint)
 
     def _finish(self) -> Tensor:
-        """Round the averaged weights of the analysis, and count the symbols that the integer codec then makes."""
+        """Round what training left in float, and count the symbols that the integer codec then makes."""
         crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
         self.average.finish(crops)
         return count_symbols(self.average, crops)

@@ -82,11 +82,11 @@ class Analysis(nn.Module):
 
 
 class HyperAnalysis(nn.Module):
-    """Companded latent (N, C, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
+    """Companded latent (N, 320, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
 
-    def __init__(self, latent_channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.down2 = ExactConv2d(latent_channels, FEATURE_CHANNELS, 3, 2)
+        self.down2 = ExactConv2d(LATENT_CHANNELS, FEATURE_CHANNELS, 3, 2)
         self.down4 = ExactConv2d(FEATURE_CHANNELS, HYPER_CHANNELS, 3, 2, raw=True)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -108,12 +108,11 @@ class ParameterHead(nn.Module):
 class HyperSynthesis(nn.Module):
     """Companded hyper-latent and quality plane (N, 65, h/4, w/4) to features (N, 96, h, w) and the first parameters."""
 
-    def __init__(self, outputs: int) -> None:
-        """`outputs` channels have parameters."""
+    def __init__(self) -> None:
         super().__init__()
         self.up2 = ExactConv2d(HYPER_CHANNELS + 1, 4 * FEATURE_CHANNELS, 3)
         self.up1 = ExactConv2d(FEATURE_CHANNELS, 4 * FEATURE_CHANNELS, 3)
-        self.head = ParameterHead(FEATURE_CHANNELS, outputs)
+        self.head = ParameterHead(FEATURE_CHANNELS, CODING_STEPS[0].channels)
 
     def forward(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
         features = F.pixel_shuffle(self.up1(F.pixel_shuffle(self.up2(hyper), 2)), 2)
@@ -244,8 +243,8 @@ class Camera(nn.Module):
 
     def _make_networks(self) -> None:
         self.analysis = Analysis()
-        self.hyper_analysis = HyperAnalysis(LATENT_CHANNELS)
-        self.hyper_synthesis = HyperSynthesis(CODING_STEPS[0].channels)
+        self.hyper_analysis = HyperAnalysis()
+        self.hyper_synthesis = HyperSynthesis()
         self.context_steps = nn.ModuleList(ContextStep(step) for step in CODING_STEPS[1:])
         self.synthesis = Synthesis()
 
