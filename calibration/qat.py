@@ -177,6 +177,8 @@ class ExactConv2d(nn.Module):
         takes ten times as long."""
         blocks, rest = divmod(weight.shape[2], self.stride)
         sides = [(side + 2 * self.padding) % self.stride for side in x.shape[2:]]
+        # Gradients of few channels take half the time with channels last.
+        x, weight = (value.contiguous(memory_format=torch.channels_last) for value in (x, weight))
         if self.stride == 1 or blocks == 1 or rest or any(sides):
             return F.conv2d(x, weight, bias, self.stride, self.padding)
         x = F.pixel_unshuffle(F.pad(x, [self.padding] * 4), self.stride)

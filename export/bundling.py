@@ -33,7 +33,7 @@ PLANE_STEP = 2
 """Pixels per position of the planes that enter the analysis."""
 
 
-def load_camera(weights: Path) -> tuple[Camera, np.ndarray | None]:
+def load_codec(weights: Path) -> tuple[Camera, np.ndarray | None]:
     """The codec with the averaged weights of a training checkpoint, in exact evaluation mode, and the symbols
     that the training counted (SCALE_TABLES, M), if it did."""
     codec, counts = _load_checkpoint(weights)
@@ -41,7 +41,7 @@ def load_camera(weights: Path) -> tuple[Camera, np.ndarray | None]:
     return codec.eval(), counts
 
 
-def load_float_camera(weights: Path) -> Camera:
+def load_float_codec(weights: Path) -> Camera:
     """The codec with the averaged weights of a training checkpoint, in float evaluation mode."""
     return _load_checkpoint(weights)[0].eval()
 
@@ -72,7 +72,7 @@ def count_symbols(codec: Camera, images: torch.Tensor) -> torch.Tensor:
     return counts.cpu()
 
 
-def load_bundle_into_camera(bundle: Bundle) -> Camera:
+def load_bundle_into_codec(bundle: Bundle) -> Camera:
     """The PyTorch model that computes what `bundle` computes: its integers become the layers' weights, exactly."""
     architecture = bundle.manifest["architecture"]
     if architecture not in MODELS:
@@ -128,13 +128,16 @@ def complexity(networks: dict[str, Network]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in {**kmac, "encoder": encoder, "decoder": decoder}.items()}
 
 
-def export_camera(weights: Path, out: Path) -> str:
-    """Write the bundle of a camera checkpoint to `out`; returns its identity. Raises UsageError if a rule is broken."""
-    return bundle_camera(*load_camera(weights), out)
+def export_codec(weights: Path, out: Path) -> str:
+    """Write the bundle of a checkpoint of `training.train` to `out`; returns its identity.
+
+    Raises UsageError where a rule of the integer contract is broken.
+    """
+    return bundle_codec(*load_codec(weights), out)
 
 
-def bundle_camera(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
-    """As `export_camera`, of a codec in memory and the symbols counted for its entropy tables."""
+def bundle_codec(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
+    """As `export_codec`, of a codec in memory and the symbols counted for its entropy tables."""
     networks = {name: trace(name, module, channels) for name, (module, channels) in codec.deployed_networks().items()}
     gains, offsets = quality_tables(codec)
     frequencies, radii = laplacian_tables() if counts is None else fitted_tables(counts)

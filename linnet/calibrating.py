@@ -26,7 +26,7 @@ from .calibration.assessment import collect, mean_bd_rate, measure, sensitivity
 from .calibration.ptq import QUALITIES, Method, check_layers, quantise
 from .calibration.qat import to_full_scale
 from .calibration.report import Report
-from .export.bundling import bundle_camera, count_symbols, load_float_camera
+from .export.bundling import bundle_codec, count_symbols, load_float_codec
 from .export.hyperprior_bundle import load_hyperprior, write_hyperprior
 from .runtime.errors import InputError, UsageError
 
@@ -112,7 +112,7 @@ Writer = Callable[[Any, Tensor, Path], str]
 def _float_codec(path: Path) -> tuple[str, Any, Writer]:
     """(name, float codec, what writes its bundle) of a training checkpoint, or of what `linnet export --keep` wrote."""
     try:
-        codec = load_float_camera(path)
+        codec = load_float_codec(path)
         return codec.architecture, codec, _write_camera
     except InputError:
         try:
@@ -126,7 +126,7 @@ def _float_codec(path: Path) -> tuple[str, Any, Writer]:
 
 
 def _write_camera(codec: Any, pictures: Tensor, out: Path) -> str:
-    return bundle_camera(codec, count_symbols(codec, pictures).numpy(), out)
+    return bundle_codec(codec, count_symbols(codec, pictures).numpy(), out)
 
 
 def _write_hyperprior(name: str, codec: Any, pictures: Tensor, out: Path) -> str:

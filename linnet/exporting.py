@@ -35,7 +35,7 @@ def main(options: argparse.Namespace) -> int:
 
         if options.weights is None:
             raise UsageError("camera needs --weights, a checkpoint of linnet.training.train")
-        identity = bundling.export_camera(Path(options.weights), out)
+        identity = bundling.export_codec(Path(options.weights), out)
         print(json.dumps({"identity": identity}) if options.json else f"{out}: {identity}")
         return 0
     name, model = _model(options)

@@ -350,12 +350,12 @@ def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
 def test_linnet_calibrate(
     folder: Path, tmp_path: Path, photograph: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from linnet.export.bundling import load_bundle_into_camera
+    from linnet.export.bundling import load_bundle_into_codec
     from linnet.runtime.bundle import Bundle
     from linnet.runtime.codec import Codec
 
     checkpoint, out = tmp_path / "float.pt", tmp_path / "codec.lntb"
-    codec = load_bundle_into_camera(Bundle.open())
+    codec = load_bundle_into_codec(Bundle.open())
     torch.save({"average": codec.state_dict(), "architecture": codec.architecture}, checkpoint)
     command = ["calibrate", str(checkpoint), "--images", str(folder), "--out", str(out), "--count", "2"]
     options = ["--rounding", "nearest", "--no-equalise", "--no-sensitivity", "--wide", "synthesis.detail1=2"]
@@ -371,7 +371,7 @@ def test_linnet_calibrate(
     assert fast.bundle.identity == document["identity"]
     data = fast.encode(photograph[:128, :192], quality=60)
     np.testing.assert_array_equal(fast.decode(data), slow.decode(data))
-    again = load_bundle_into_camera(fast.bundle)
+    again = load_bundle_into_codec(fast.bundle)
     assert again.synthesis.detail1.copies == 2
 
 

@@ -47,9 +47,9 @@ def test_backends_and_pytorch_give_the_same_pixels(
 def model(codec: Codec):  # type: ignore[no-untyped-def]
     """The training model with the bundle's integers as its weights, computing in fp32."""
     pytest.importorskip("torch")
-    from linnet.export.bundling import load_bundle_into_camera
+    from linnet.export.bundling import load_bundle_into_codec
 
-    return load_bundle_into_camera(codec.bundle)
+    return load_bundle_into_codec(codec.bundle)
 
 
 def test_pytorch_gives_the_known_answers(codec: Codec, model) -> None:  # type: ignore[no-untyped-def]

@@ -111,15 +111,44 @@ def test_models_see_beyond_a_border_what_the_encoder_sees() -> None:
     assert np.array_equal(planes, (128 * seen[0]).permute(1, 2, 0).numpy())
 
 
-def test_training_starts_from_the_wavelet(photograph: np.ndarray) -> None:
+@pytest.fixture(scope="module")
+def images(photograph: np.ndarray) -> torch.Tensor:
     # Of less contrast: half-size pictures that overshoot their range would be cut.
-    images = 0.5 * to_full_scale(np.stack([photograph[:192, :192], photograph[-192:, -192:]]))
+    return 0.5 * to_full_scale(np.stack([photograph[:192, :192], photograph[-192:, -192:]]))
+
+
+@pytest.fixture
+def start(images: torch.Tensor) -> Wavelet:
+    torch.manual_seed(6)
     codec = Wavelet().eval()
     wavelets.initialise(codec, images)
-    codec.networks = False
+    return codec
+
+
+def error_of(codec: Wavelet, images: torch.Tensor) -> torch.Tensor:
+    """Squared error (N, 3, H, W), in levels, that the linear filters make of latents that are not quantised."""
     with torch.no_grad():
         latent = codec.latent(images)
-        decoded = codec.reconstruct(torch.cat([latent / 128, torch.zeros_like(latent)], 1), torch.ones(2))
-    error = (128 * (decoded - images)).square()
+        decoded = codec.synthesis.linear(torch.cat([latent / 128, torch.zeros_like(latent)], 1))
+    return (128 * (pixel_shuffle(decoded, 2) - images)).square()
+
+
+def test_training_starts_from_the_wavelet(start: Wavelet, images: torch.Tensor) -> None:
+    error = error_of(start, images)
     assert error[:, :, 80:-80, 80:-80].mean() < 0.05
     assert error.mean() < 4, "next to the borders a little is lost"
+
+
+def test_exact_training_starts_with_lowpass_filters_that_stay(start: Wavelet, images: torch.Tensor) -> None:
+    start.set_training_arithmetic(True)
+    nearest = error_of(start, images).mean()
+    start.start_exact_training(images)
+    assert error_of(start, images).mean() < 0.9 * nearest
+    lowpass = [start.get_submodule(name) for name in ("analysis.low3", "synthesis.low4", "synthesis.low1")]
+    for layer in lowpass:
+        weight, _, exponent = layer.integers()
+        assert torch.equal(weight * 2.0 ** -exponent.reshape(-1, 1, 1, 1), layer.effective()[0])
+        assert not layer.weight.requires_grad
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    start.start_exact_training(images)
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())

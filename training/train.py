@@ -1,9 +1,9 @@
-"""Trains the camera codec: `python -m linnet.training.train IMAGES OUT --minutes 120`.
+"""Trains a codec: `python -m linnet.training.train IMAGES OUT --minutes 120`.
 
 Rate + lambda * distortion with a random quality per image; lambda and the gain vector move together. Three phases by
-share of the time: the linear bypass alone (the entropy model warms up at a fifth of the cost), everything in floating
-point, then quantisation-aware training under the integer contract with growing crops. Weights are averaged; stops and
-resumes at any moment. Writes OUT/last.pt, OUT/curve.csv.
+share of the whole: the linear filters alone (the entropy model warms up at a fifth of the cost), everything in floating
+point, where weights are averaged, then quantisation-aware training under the integer contract with growing crops. Stops
+and resumes at any moment. Writes OUT/last.pt, OUT/curve.csv.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ COUNTED_CROPS = 96
 """Training crops of 256 x 256 whose symbols make the entropy tables."""
 
 PHASES = (
-    # share of the time up to which the phase lasts, networks on, exact arithmetic, crop, batch
+    # share of the training up to which the phase lasts, networks on, exact arithmetic, crop, batch
     (0.03, False, False, 192, 4),
     (0.70, True, False, 192, 4),
     (0.90, True, True, 192, 4),
     (1.00, True, True, 256, 2),
 )
 TUNING_PHASES = (
-    (0.60, True, False, 256, 3),
+    (0.65, True, False, 256, 3),
     (1.00, True, True, 256, 3),
 )
 """For weights that are trained already (`--start`): no warm-up, and crops that MS-SSIM's five scales fit in."""
@@ -221,6 +221,7 @@ class Trainer:
         minutes: float,
         seed: int,
         *,
+        steps: int | None = None,
         start: Path | None = None,
         structure: bool = False,
         model: str | None = None,
@@ -229,7 +230,7 @@ class Trainer:
         worker: int = 0,
         processes: int = 1,
     ) -> None:
-        self.checkpoint, self.seconds = out / "last.pt", minutes * 60
+        self.checkpoint, self.seconds, self.most_steps = out / "last.pt", minutes * 60, steps
         self.structure = structure
         self.worker, self.processes = worker, processes
         self.photographs = Photographs(folder)
@@ -264,30 +265,42 @@ class Trainer:
         self.rng = np.random.default_rng((seed, self.steps, worker))
         torch.manual_seed(seed + self.steps + 1_000_003 * worker)
 
+    def _position(self) -> int:
+        """Steps or seconds done, whichever the training's length is given in."""
+        return self.steps if self.most_steps else round(self.elapsed)
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, 1 at its end."""
+        return self.steps / self.most_steps if self.most_steps else self.elapsed / self.seconds
+
     def run(self) -> None:
         started = saved = time.monotonic() - self.elapsed
         saved += self.elapsed
         loss_average: float | None = None
         self.codec.train()
         bar = tqdm(
-            total=round(self.seconds), initial=round(self.elapsed), unit="s", disable=True if self.worker else None
-        )
-        while self.elapsed < self.seconds:
+            total=self.most_steps or round(self.seconds), initial=self._position(),
+            unit="step" if self.most_steps else "s", disable=True if self.worker else None,
+        )  # fmt: skip
+        while self.share < 1:
             loss, norm, rate = self._step()
             self.elapsed = self._agree(time.monotonic() - started)
             loss_average = loss if loss_average is None else 0.98 * loss_average + 0.02 * loss
-            bar.update(round(self.elapsed) - bar.n)
+            bar.update(self._position() - bar.n)
             bar.set_postfix(step=self.steps, loss=f"{loss_average:.3f}", refresh=False)
             now = time.monotonic()
-            if not self.worker and (now - saved > CHECKPOINT_SECONDS or self.elapsed >= self.seconds):
+            if not self.worker and (now - saved > CHECKPOINT_SECONDS or self.share >= 1):
                 saved = now
                 self._save([self.steps, round(self.elapsed), rate, loss_average, norm])
         bar.close()
 
     def _step(self) -> tuple[float, float, float]:
         """One optimisation step; returns the loss, the gradient's norm and the learning rate."""
-        share = self.elapsed / self.seconds
+        share = self.share
         _, networks, exact, crop, batch = next(phase for phase in self.phases if share < phase[0])
+        if exact and not self.codec.exact:
+            self._start_exact_training()
         for model in (self.codec, self.average):
             model.networks = networks
             model.set_training_arithmetic(exact)
@@ -311,6 +324,12 @@ class Trainer:
         self.steps += 1
         return loss.item(), norm.item(), rate
 
+    def _start_exact_training(self) -> None:
+        """Go on from the averaged weights, which are better than the last ones, and round what is not trained."""
+        self.codec.load_state_dict(self.average.state_dict())
+        images = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
+        self.codec.start_exact_training(images)
+
     def _average_gradients(self) -> None:
         if self.processes == 1:
             return
@@ -332,7 +351,7 @@ class Trainer:
         with self.checkpoint.with_name("curve.csv").open("a", newline="") as file:
             csv.writer(file).writerow([*row, *(value for point in points for value in point)])
         state = {name: getattr(self, name).state_dict() for name in ("codec", "average", "optimizer")}
-        if self.elapsed >= self.seconds:
+        if self.share >= 1:
             state["symbol_counts"] = self._finish()
             state["average"] = self.average.state_dict()
         temporary = self.checkpoint.with_suffix(".tmp")
@@ -350,9 +369,10 @@ class Trainer:
 def train(
     folder: Path,
     out: Path,
-    minutes: float,
+    minutes: float = 120.0,
     seed: int = 0,
     *,
+    steps: int | None = None,
     start: Path | None = None,
     structure: bool = False,
     model: str | None = None,
@@ -361,12 +381,15 @@ def train(
     processes: int = 1,
     threads: int = 1,
 ) -> None:
-    """Train for `minutes` of wall-clock time in all, continuing what OUT holds, or else from the weights in `start`.
+    """Train for `steps`, or else for `minutes` of wall-clock time, in all, continuing what OUT holds, or else from the
+    weights in `start`.
 
     With `structure` the distortion is 1 - MS-SSIM. `batch` replaces that of all phases.
     """
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"start": start, "structure": structure, "model": model, "device": device, "batch": batch}
+    settings = {
+        "steps": steps, "start": start, "structure": structure, "model": model, "device": device, "batch": batch,
+    }  # fmt: skip
     if processes == 1:
         _work(0, folder, out, minutes, seed, settings, 1, threads)
     else:
@@ -401,7 +424,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path, help="folder of photographs")
     parser.add_argument("out", type=Path, help="folder for the checkpoint and the curve")
-    parser.add_argument("--minutes", type=float, default=120.0, help="wall-clock training time (default 120)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=120.0, help="wall-clock training time in all (default 120)")
+    length.add_argument(
+        "--steps", type=int, help="instead of a time, optimisation steps in all: the same on every machine"
+    )
     parser.add_argument(
         "--start", type=Path,
         help="checkpoint whose weights a new run starts from; for another --model, whose transforms it starts from",
@@ -426,7 +453,7 @@ def main() -> None:
         parser.error("--distortion ms-ssim needs --start: train for mse first")
     train(
         arguments.images, arguments.out, arguments.minutes, arguments.seed,
-        start=arguments.start, structure=structure, model=arguments.model,
+        steps=arguments.steps, start=arguments.start, structure=structure, model=arguments.model,
         device=arguments.device, batch=arguments.batch,
         processes=arguments.processes, threads=arguments.threads,
     )  # fmt: skip

@@ -376,8 +376,14 @@ class Camera(nn.Module):
         """As `set_exact`, while training."""
         self.set_exact(exact)
 
+    def start_exact_training(self, images: Tensor) -> None:
+        """What is to be done before quantisation-aware training; `images` (N, 3, H, W) are crops of the training set.
+
+        Doing it again changes nothing.
+        """
+
     def finish(self, images: Tensor) -> None:
-        """What is left to do when training ends; `images` (N, 3, H, W) are crops of the training set."""
+        """What is left to do when training ends; `images` as for `start_exact_training`."""
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,7 @@ and saturating addition, so that `export.tracing` can turn each into an integer 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,8 @@ BLOCKS = {3: 2, 2: 4, 1: 8}
 FIRST = {3: COARSE, 2: COARSE + 4 * BANDS, 1: COARSE + 20 * BANDS}
 """First channel of a level in the latent."""
 LATENT_CHANNELS = COARSE + 84 * BANDS
+LOWPASS = ("low1", "low2", "low3", "low4")
+"""Filters that hand the picture from level to level, in both transforms."""
 FINEST_LOG2_GAIN = -1.0
 """log2 of the smallest quantisation step in latent units."""
 COLOUR = (((0, 0), (1, 1)), ((0, 1), (1, 0)))
@@ -397,6 +399,17 @@ class Synthesis(nn.Module):
         return self.add(self.up(self.out(self.block4(x))), planes)
 
 
+def _round_layers(layers: Sequence[nn.Module], run: Callable[[], object]) -> None:
+    """Round the weights of convolutions so that what they make of their inputs, during `run`, changes least."""
+    named = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers)})
+    with torch.no_grad(), observed_patches(named) as moments:
+        run()
+    for name, layer in named.items():
+        assert isinstance(layer, ExactConv2d)
+        round_layer(layer, moments[name], Method())
+        layer.fixed_exponents = None  # they follow from the rounded weights
+
+
 class Wavelet(Camera):
     """The whole codec as one trainable module; see `Camera`."""
 
@@ -429,17 +442,23 @@ class Wavelet(Camera):
             if name.startswith(("detail", "coarse")):
                 set_exact(layer, False)
 
+    def start_exact_training(self, images: Tensor) -> None:
+        """Round the lowpass filters and train them no more.
+
+        They carry the picture's brightness: what one weight's step more or less changes the whole picture by, the
+        correction network would have to unlearn whenever a filter's weight rounds another way.
+        """
+        self.set_training_arithmetic(True)
+        lowpass = [layer for name, layer in self.named_modules() if name.rpartition(".")[2] in LOWPASS]
+        _round_layers(lowpass, lambda: [self(part, torch.linspace(0, 1, len(part))) for part in images.split(8)])
+        for layer in lowpass:
+            layer.weight.requires_grad_(False)
+
     def finish(self, images: Tensor) -> None:
         """Round the details' kernels so that what they make of `images` changes least (`calibration.rounding`)."""
         self.set_training_arithmetic(True)
-        details = {name: layer for name, layer in self.analysis.named_children() if getattr(layer, "raw", False)}
-        with torch.no_grad(), observed_patches(nn.ModuleDict(details)) as moments:
-            for part in images.split(8):
-                self.latent(part)
-        for name, layer in details.items():
-            assert isinstance(layer, ExactConv2d)
-            round_layer(layer, moments[name], Method())
-            layer.fixed_exponents = None  # they follow from the rounded weights
+        details = [layer for layer in self.analysis.children() if getattr(layer, "raw", False)]
+        _round_layers(details, lambda: [self.latent(part) for part in images.split(8)])
         self.set_exact(True)
 
     def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
