@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .. import defaults
+from ..argument_types import size
 from ..runtime.errors import MachineError, UsageError
 
 FORMAT = "linnet-bench-memory/1"
@@ -56,7 +57,7 @@ class Peak:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--size", type=_size, action="append", metavar="WxH",
+        "--size", type=size, action="append", metavar="WxH",
         help="frame in pixels; may be repeated (default: 20000x5000 and 20000x20000)",
     )  # fmt: skip
     add("--levels", type=int, default=LEVELS, metavar="N", help=f"overviews of the second file (default: {LEVELS})")
@@ -186,10 +187,3 @@ def verdict(peaks: Sequence[Peak]) -> str:
         f"linnet: {largest / 1e6:g} megapixels encode in {encode:.0f} MB{goals['encode']}, "
         f"a window decodes in {window:.0f} MB{goals['window']}"
     )
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WxH in whole pixels, like 20000x20000")
-    return int(sides[0]), int(sides[1])

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..argument_types import positive
 from ..runtime.errors import MachineError, UsageError
-from .argument_types import positive
 from .codec import LINNET, LINNET_QUALITIES, Codec
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from .. import defaults
+from ..argument_types import positive, size
 from ..runtime.backends import Backend
 from ..runtime.errors import InputError, MachineError, UsageError
 
@@ -40,9 +41,9 @@ GOAL_SHARE = 0.25
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("video", nargs="?", metavar="VIDEO", help="a video file (default: a pan over scikit-image's photographs)")
-    add("--size", type=_size, default=SIZE, metavar="WxH", help="of the video that is made (default: 1920x1080)")
-    add("--frames", type=_positive, default=FRAMES, metavar="N", help="frames to record (default: 40)")
-    add("--repeat", type=_positive, default=REPEAT, metavar="N", help="rounds (default: 3)")
+    add("--size", type=size, default=SIZE, metavar="WxH", help="of the video that is made (default: 1920x1080)")
+    add("--frames", type=positive, default=FRAMES, metavar="N", help="frames to record (default: 40)")
+    add("--repeat", type=positive, default=REPEAT, metavar="N", help="rounds (default: 3)")
     add("--quality", type=int, choices=range(1, 101), default=defaults.QUALITY, metavar="Q", help="default: 60")
     add("--bundle", help="codec bundle of linnet (default: the shipped one)")
     add("--json", type=Path, metavar="FILE", help="write all samples here")
@@ -242,18 +243,6 @@ def make_video(folder: Path, size: tuple[int, int], frames: int) -> tuple[str, s
         writer.write(np.ascontiguousarray(canvas[:height, left : left + width, ::-1]))
     writer.release()
     return path, f"an MPEG-4 pan over {source}"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: use a whole number above 0")
-    return value
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return _positive(width), _positive(height)
 
 
 if __name__ == "__main__":

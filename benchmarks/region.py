@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import defaults
+from ..argument_types import positive
 from ..runtime.errors import MachineError, UsageError
-from .argument_types import positive
 from .codec import LINNET
 from .measure import CodecFailure
 from .region_frames import WINDOW, place, size

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..argument_types import above_zero
 from ..runtime.errors import MachineError, UsageError
 from .codec import LINNET
 
@@ -25,9 +26,9 @@ BITS_PER_PIXEL = 0.65
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGES", help="pictures or folders for the mosaic (default: scikit-image's)")
-    add("--megapixels", type=_positive, default=MEGAPIXELS, metavar="MP", help="size of the mosaic (default: 24)")
+    add("--megapixels", type=above_zero, default=MEGAPIXELS, metavar="MP", help="size of the mosaic (default: 24)")
     add("--repeat", type=int, choices=range(1, 101), default=REPEAT, metavar="N", help="rounds (default: 3)")
-    add("--bpp", type=_positive, default=BITS_PER_PIXEL, help="bits per pixel all codecs aim at (default: 0.65)")
+    add("--bpp", type=above_zero, default=BITS_PER_PIXEL, help="bits per pixel all codecs aim at (default: 0.65)")
     add("--quality", type=int, choices=range(1, 101), metavar="Q", help="quality of linnet (default: what gives --bpp)")
     add("--no-linnet", action="store_true", help="measure the peers only")
     add("--no-memory", action="store_true", help="leave out the peak memory")
@@ -121,10 +122,3 @@ def format_table(document: dict[str, Any]) -> str:
 
 def _ratio(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: use a positive number")
-    return value

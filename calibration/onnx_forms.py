@@ -218,7 +218,7 @@ def _with_fillers(network: Network) -> Network:
     alone = {name for name in made if readers.count(name) == 1 and name not in network.outputs}
     channels, replaced = network.channels, dict[str, list[Node]]()
     for node in network.nodes:
-        if not isinstance(node, Conv) or node.raw or node.source not in alone or node.weight.shape[2] == 1:
+        if not isinstance(node, Conv) or node.raw or node.source not in alone:
             continue
         missing = -node.weight.shape[1] % FAST_CHANNELS
         source = made[node.source]
@@ -338,19 +338,20 @@ def _space_to_depth_nhwc(graph: _Graph, node: SpaceToDepth, network: Network, x:
 
 
 def _raw_convolution(graph: _Graph, node: Conv, source: str, out: str) -> None:
-    """A convolution that keeps its accumulator, as patches times a matrix.
+    """A convolution that keeps its accumulator, as products of matrices.
 
-    ONNX Runtime's ConvInteger is some ten times slower than its quantised convolution; MatMulInteger is not. The
-    patches are gathered by strided slices of the padded NHWC tensor, one per kernel tap.
+    ONNX Runtime's ConvInteger is some ten times slower than its quantised convolution; MatMulInteger is not.
     """
     name = node.name
     x = graph.add("Transpose", [source], f"{name}/nhwc", perm=_TO_NHWC)
-    patches, matrix = _patches(graph, node, x, graph.constant("zero", np.uint8(ZERO_POINT)))
     zero = graph.constant("zero", np.uint8(ZERO_POINT))
-    # One for each layer: the precise mode of ONNX Runtime rewrites it, and refuses a graph where two layers share it.
-    zero_weight = graph.constant(f"{name}/zero_weight", np.int8(0))
-    weight = graph.constant(f"{name}/matrix", matrix)
-    wide = graph.add("MatMulInteger", [patches, weight, zero, zero_weight], f"{name}/int32")
+    wide = None
+    for i, (row, matrix) in enumerate(_window_rows(graph, node, x, zero)):
+        # One for each product: the precise mode of ONNX Runtime rewrites it, and refuses a graph where two share it.
+        zero_weight = graph.constant(f"{name}/zero_weight_{i}", np.int8(0))
+        weight = graph.constant(f"{name}/matrix_{i}", matrix)
+        part = graph.add("MatMulInteger", [row, weight, zero, zero_weight], f"{name}/int32_{i}")
+        wide = part if wide is None else graph.add("Add", [wide, part], f"{name}/sum_{i}")
     scale = np.exp2(-(ACTIVATION_EXP + node.shift.astype(np.float64)))
     wide = graph.add("Cast", [wide], f"{name}/cast", to=TensorProto.FLOAT)
     wide = graph.add("Mul", [wide, graph.constant(f"{name}/scale", scale.astype(np.float32))], f"{name}/scaled")
@@ -359,25 +360,23 @@ def _raw_convolution(graph: _Graph, node: Conv, source: str, out: str) -> None:
     graph.add("Transpose", [wide], out, perm=_TO_NCHW)
 
 
-def _patches(graph: _Graph, node: Conv, x: str, zero: str) -> tuple[str, np.ndarray]:
-    """Patches (N, h, w, k * k * I) of the NHWC tensor `x`, padded with `zero`, and their weights (k * k * I, O)."""
+def _window_rows(graph: _Graph, node: Conv, x: str, zero: str) -> list[tuple[str, np.ndarray]]:
+    """Each row of the windows over the NHWC tensor `x`, padded with `zero`, as (N, h, w, k * I), and its weights
+    (k * I, O). A convolution is the sum of their products: whole windows would be copied k times as much."""
     name, k, stride = node.name, node.weight.shape[2], node.stride
     if node.padding:
         pads = np.array([0, node.padding, node.padding, 0] * 2, np.int64)
         x = graph.add("Pad", [x, graph.constant(f"{name}/pads", pads), zero], f"{name}/padded")
-    taps = []
-    axes, steps = (
-        graph.constant("plane_axes", np.array([1, 2])),
-        graph.constant(f"{name}/steps", np.array([stride, stride])),
-    )
-    for dy in range(k):
-        for dx in range(k):
-            start = graph.constant(f"start_{dy}_{dx}", np.array([dy, dx]))
-            # Ends that stop every tap at the same position: the last window's own tap.
-            end = graph.constant(f"{name}/end_{dy}_{dx}", np.array([_tap_end(dy, k), _tap_end(dx, k)]))
-            taps.append(graph.add("Slice", [x, start, end, axes, steps], f"{name}/tap_{dy}_{dx}"))
-    patches = graph.add("Concat", taps, f"{name}/patches", axis=3)
-    return patches, np.ascontiguousarray(node.weight.transpose(2, 3, 1, 0).reshape(-1, len(node.weight)))
+    step = graph.constant(f"step_{stride}", np.array([stride]))
+
+    def taps(x: str, axis: int) -> list[str]:
+        # Ends that stop every tap at the same position: the last window's own tap.
+        bounds = [_slice_bounds(graph, offset, _tap_end(offset, k), axis) for offset in range(k)]
+        return [graph.add("Slice", [x, *own, step], f"{name}/tap_{axis}_{i}") for i, own in enumerate(bounds)]
+
+    columns = graph.add("Concat", taps(x, 2), f"{name}/columns", axis=3)
+    weights = np.ascontiguousarray(node.weight.transpose(2, 3, 1, 0).reshape(k, -1, len(node.weight)))
+    return list(zip(taps(columns, 1), weights, strict=True))
 
 
 def _double_form(network: Network) -> bytes:
@@ -404,9 +403,11 @@ def _double_form(network: Network) -> bytes:
     for node in network.nodes:
         out = alias[node.output] = f"{node.output}/double"
         if isinstance(node, Conv):
-            patches, matrix = _patches(graph, node, alias[node.source], zero)
-            weight = graph.constant(f"{node.name}/matrix", matrix.astype(np.float64))
-            wide = graph.add("MatMul", [patches, weight], f"{out}/sum")
+            wide = None
+            for i, (row, matrix) in enumerate(_window_rows(graph, node, alias[node.source], zero)):
+                weight = graph.constant(f"{node.name}/matrix_{i}", matrix.astype(np.float64))
+                part = graph.add("MatMul", [row, weight], f"{out}/product_{i}")
+                wide = part if wide is None else graph.add("Add", [wide, part], f"{out}/sum_{i}")
             bias = graph.constant(f"{node.name}/bias", node.bias.astype(np.float64))
             wide = graph.add("Add", [wide, bias], f"{out}/accumulator")
             exponent = bits[node.source] - 1 + node.shift.astype(np.float64)

@@ -29,7 +29,7 @@ GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def accepted(arguments: list[str]) -> bool:
     """Whether the command line takes them; unlike running, this needs no file and no GPU."""
     try:
-        cli._parser(arguments).parse_args(arguments)
+        cli.parser(arguments).parse_args(arguments)
     except SystemExit:
         return False
     except MachineError as error:  # a benchmark's own library is missing

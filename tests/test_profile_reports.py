@@ -19,7 +19,7 @@ import pytest
 
 from linnet.benchmarks.profiling import ceiling, charts, page, session, trace
 from linnet.benchmarks.profiling.document import FORMAT
-from linnet.cli import _parser, main
+from linnet.cli import main, parser
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLOTS = ("stages", "distribution", "timeline", "roofline")
@@ -299,7 +299,7 @@ def test_documented_commands_are_understood() -> None:
     assert len(commands) >= 6
     for command in commands:
         options = command.split()
-        assert _parser(options).parse_args(options).command == "profile"
+        assert parser(options).parse_args(options).command == "profile"
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

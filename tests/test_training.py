@@ -73,6 +73,24 @@ def test_smoke_training_resumes_and_exports(
                 np.testing.assert_array_equal(stored.weight * scales[0], node.weight * scales[1])
 
 
+@pytest.mark.slow
+def test_another_model_keeps_the_transforms_it_starts_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "COUNTED_CROPS", 2)
+    training.train(folder, tmp_path / "wavelet", steps=3, model="wavelet", batch=1)
+    start = tmp_path / "wavelet" / "last.pt"
+    training.train(folder, tmp_path / "micro", steps=6, model="wavelet-micro", start=start, batch=1)
+    given, taken = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True)["average"] for name in ("wavelet", "micro")
+    )
+    transforms = [name for name in taken if name.startswith(("analysis.", "synthesis."))]
+    assert len(transforms) > 50 and all(torch.equal(taken[name], given[name]) for name in transforms)
+    assert torch.equal(taken["finest_log_gain"][: Micro.gain_count], given["finest_log_gain"][: Micro.gain_count])
+    with pytest.raises(SystemExit, match="other transforms than camera"):
+        training.train(folder, tmp_path / "camera", steps=1, model="camera", start=start)
+
+
 def test_exact_layer_is_on_the_integer_grid() -> None:
     torch.manual_seed(0)
     layer = ExactConv2d(8, 6, 3)

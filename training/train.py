@@ -2,8 +2,9 @@
 
 Rate + lambda * distortion with a random quality per image; lambda and the gain vector move together. Three phases by
 share of the whole: the linear filters alone (the entropy model warms up at a fifth of the cost), everything in floating
-point, where weights are averaged, then quantisation-aware training under the integer contract with growing crops. Stops
-and resumes at any moment. Writes OUT/last.pt, OUT/curve.csv.
+point, where weights are averaged, then quantisation-aware training under the integer contract with growing crops. A
+codec that takes the transforms of another one learns to predict their latents, nothing else. Stops and resumes at any
+moment. Writes OUT/last.pt, OUT/curve.csv.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..calibration.qat import ExactConv2d, to_full_scale
+from ..calibration.qat import ExactConv2d, set_exact, to_full_scale
 from ..export.bundling import MODELS, count_symbols
 from ..export.models.camera import Camera
 from . import initialise, wavelets
@@ -79,6 +80,11 @@ def distortion_weight(quality: Tensor, ends: tuple[float, float] = LAMBDA_RANGE)
     return low * (high / low) ** quality
 
 
+def loss_balance(quality: Tensor) -> Tensor:
+    """By how much the loss of each quality counts, so that low and high rates weigh about the same."""
+    return (distortion_weight(quality) / math.sqrt(LAMBDA_RANGE[0] * LAMBDA_RANGE[1])) ** -0.4
+
+
 def losses(codec: Camera, images: Tensor, quality: Tensor, structure: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, bits per pixel (N,), distortion (N,)) of `images`; low and high rates weigh about the same.
 
@@ -87,8 +93,7 @@ def losses(codec: Camera, images: Tensor, quality: Tensor, structure: bool = Fal
     """
     decoded, bits_per_pixel = codec(images, quality)
     error = (decoded - images).mul(128).square().flatten(1).mean(1)
-    weight = distortion_weight(quality)
-    balance = (weight / math.sqrt(LAMBDA_RANGE[0] * LAMBDA_RANGE[1])) ** -0.4
+    weight, balance = distortion_weight(quality), loss_balance(quality)
     weighted = weight * error
     if structure:
         error = 1 - ms_ssim(decoded + 1, images + 1, data_range=255 / 128, size_average=False)
@@ -126,6 +131,7 @@ def limit_norms(codec: Camera) -> None:
             if (
                 isinstance(layer, ExactConv2d)
                 and not layer.raw
+                and layer.weight.requires_grad
                 and not (is_linear(name) or name.split(".")[-1] in UNLIMITED)
             ):
                 layer.weight.copy_(torch.renorm(layer.weight, 2, 0, NORM_LIMIT))
@@ -245,6 +251,7 @@ class Trainer:
         self.codec = MODELS[architecture]().to(self.device)
         self.steps, self.elapsed = 0, 0.0
         self.tuning = start is not None and not anew
+        self.rate_only = start is not None and anew
         if anew:
             torch.manual_seed(seed)
             beginning = MODELS[architecture]()
@@ -261,6 +268,10 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.steps, self.elapsed = state["steps"], state["elapsed"]
             self.tuning = state.get("tuning", self.tuning)
+            self.rate_only = state.get("rate_only", False)
+        if self.rate_only:
+            for transform in (self.codec.analysis, self.codec.synthesis):
+                transform.requires_grad_(False)
         self.phases = TUNING_PHASES if self.tuning else PHASES
         self.rng = np.random.default_rng((seed, self.steps, worker))
         torch.manual_seed(seed + self.steps + 1_000_003 * worker)
@@ -304,15 +315,24 @@ class Trainer:
         for model in (self.codec, self.average):
             model.networks = networks
             model.set_training_arithmetic(exact)
+            if self.rate_only:
+                set_exact(model.analysis, True)
+                set_exact(model.synthesis, True)
         high, low = LEARNING_RATE
         rate = min(1.0, (self.steps + 1) / 500) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
         batch = self.batch or batch
         images = self.photographs.batch(batch, crop, self.rng, self.device)
         # One quality per stratum, so that every batch spans the range.
         quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float().to(self.device)
-        loss, _, _ = losses(self.codec, images, quality, self.structure)
+        if self.rate_only:
+            loss = (loss_balance(quality) * self.codec.rate(images, quality)[1]).mean()
+        else:
+            loss = losses(self.codec, images, quality, self.structure)[0]
         self.codec.zero_grad(set_to_none=True)
         loss.backward()
+        if self.rate_only:  # the latent's steps belong to the transforms
+            for gains in (self.codec.finest_log_gain, self.codec.log_gain_steps):
+                gains.grad[..., : self.codec.gain_count] = 0
         self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), GRADIENT_LIMIT)
         if torch.isfinite(norm):
@@ -355,7 +375,7 @@ class Trainer:
             state["symbol_counts"] = self._finish()
             state["average"] = self.average.state_dict()
         temporary = self.checkpoint.with_suffix(".tmp")
-        state |= {"architecture": self.codec.architecture, "tuning": self.tuning}
+        state |= {"architecture": self.codec.architecture, "tuning": self.tuning, "rate_only": self.rate_only}
         torch.save({**state, "steps": self.steps, "elapsed": self.elapsed}, temporary)
         temporary.replace(self.checkpoint)
 
@@ -431,7 +451,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--start", type=Path,
-        help="checkpoint whose weights a new run starts from; for another --model, whose transforms it starts from",
+        help="checkpoint whose weights a new run starts from; for another --model, whose transforms it then keeps",
     )  # fmt: skip
     parser.add_argument(
         "--distortion", choices=("mse", "ms-ssim"), default="mse",

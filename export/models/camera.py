@@ -367,10 +367,14 @@ class Camera(nn.Module):
 
     def forward(self, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W), sides multiples of 64, and quality positions (N,): (decoded, bits per pixel (N,))."""
+        decoded, bits_per_pixel = self.rate(images, quality)
+        return self.reconstruct(decoded, quality), bits_per_pixel
+
+    def rate(self, images: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, but for the decoded latents (N, 2 C, H/16, W/16) instead of the images."""
         decoded, bits = self.code(self.latent(images), quality)
         pixels = decoded.shape[2] * decoded.shape[3] * 16**2
-        bits_per_pixel = sum(part.flatten(1).sum(1) for part in bits) / pixels
-        return self.reconstruct(decoded, quality), bits_per_pixel
+        return decoded, sum(part.flatten(1).sum(1) for part in bits) / pixels
 
     def set_training_arithmetic(self, exact: bool) -> None:
         """As `set_exact`, while training."""
