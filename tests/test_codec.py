@@ -319,3 +319,12 @@ def test_every_bundle_in_the_package_is_found_by_name_and_by_its_files(photograp
             np.testing.assert_array_equal(file.read(), linnet.decode(made[name]))
     with pytest.raises(InputError, match="was encoded with bundle"):
         linnet.decode(made[SHIPPED], bundle=next(name for name in shipped() if name != SHIPPED))
+
+
+def test_encoders_stay_within_their_profiles() -> None:
+    """kMAC/px of analysis and entropy networks: at most 15 everywhere, 4 for the codec of small cameras."""
+    from linnet.runtime.bundle import shipped
+
+    cost = {name: Bundle.open(name).manifest["kmac_per_pixel"] for name in shipped()}
+    assert max(own["encoder"] for own in cost.values()) <= 15
+    assert cost["micro"]["encoder"] <= 4
