@@ -32,6 +32,7 @@ from ..runtime.network import (
     SpaceToDepth,
     sources,
 )
+from .folding import folded
 
 OPSET = 17
 IR_VERSION = 8
@@ -90,6 +91,7 @@ def qdq_form(network: Network) -> bytes:
     """
     if network.formats - {EXACT}:
         raise UsageError(f"network {network.name} has no Q/DQ form: it is not int8-exact")
+    network = folded(network)
     graph = _Graph(network)
     scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
     zero = graph.constant("zero", np.int8(0))
@@ -165,7 +167,7 @@ def onnxruntime_form(network: Network) -> bytes:
     """The network over uint8 with zero point 128. Boundary tensors are uint8 NHWC (raw outputs float32)."""
     if WIDE in network.formats:
         return _double_form(network)
-    network = _with_fillers(network)
+    network = _with_fillers(folded(network))
     graph = _Graph(network)
     scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
     zero = graph.constant("zero", np.uint8(ZERO_POINT))

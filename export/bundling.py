@@ -23,7 +23,7 @@ from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_
 from ..runtime.network import ACTIVATION_EXP, EXACT, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
 from .models.camera import HYPER_CHANNELS, LOG2_SCALE_BIAS, Camera
-from .models.wavelet import FoldedAnalysis, Micro, Wavelet
+from .models.wavelet import Micro, Wavelet
 from .tracing import trace
 
 MODELS: dict[str, type[Camera]] = {model.architecture: model for model in (Camera, Wavelet, Micro)}
@@ -78,7 +78,7 @@ def load_bundle_into_codec(bundle: Bundle) -> Camera:
     if architecture not in MODELS:
         raise UsageError(f"bundle {bundle.name} holds a codec of another kind ({architecture})")
     codec = MODELS[architecture]()
-    networks = codec.deployed_networks()
+    networks = codec.named_networks()
     for name, (module, _) in networks.items():
         if bundle.networks[name].formats - {EXACT}:
             raise UsageError(f"network {name} is not int8-exact: only such bundles become PyTorch models again")
@@ -92,8 +92,6 @@ def load_bundle_into_codec(bundle: Bundle) -> Camera:
                     layer.gain.fill_(1.0)
                     layer.weight.copy_(torch.from_numpy(weight) * scale[:, None, None, None])
                     layer.bias.copy_(torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0**-ACTIVATION_EXP)
-    if isinstance(folded := networks["analysis"][0], FoldedAnalysis):
-        folded.unfold_into(codec.analysis)
     codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0 ** -(GAIN_EXP + FINE_EXP)
     codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[: codec.latent_channels]))
     codec.set_exact(True)
@@ -138,7 +136,7 @@ def export_codec(weights: Path, out: Path) -> str:
 
 def bundle_codec(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
     """As `export_codec`, of a codec in memory and the symbols counted for its entropy tables."""
-    networks = {name: trace(name, module, channels) for name, (module, channels) in codec.deployed_networks().items()}
+    networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
     gains, offsets = quality_tables(codec)
     frequencies, radii = laplacian_tables() if counts is None else fitted_tables(counts)
     tables = {

@@ -66,7 +66,7 @@ def test_smoke_training_resumes_and_exports(
     assert 10 * np.log10(255**2 / error) > 24, "what training starts with gives more than that"
 
     again = load_bundle_into_codec(codec.bundle)
-    for name, (module, channels) in again.deployed_networks().items():
+    for name, (module, channels) in again.named_networks().items():
         for stored, node in zip(codec.bundle.networks[name].nodes, trace(name, module, channels).nodes, strict=True):
             if isinstance(stored, Conv):
                 scales = [2.0 ** -conv.shift.astype(float)[:, None, None, None] for conv in (stored, node)]

@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the models need the export extra")
 pytest.importorskip("onnx", reason="export needs the export extra")
 
-from linnet.calibration.qat import SpaceToDepth, set_exact, to_full_scale  # noqa: E402
+from linnet.calibration.qat import SpaceToDepth, to_full_scale  # noqa: E402
 from linnet.export.models import wavelet as model  # noqa: E402
 from linnet.export.models.camera import MARGIN, mirrored  # noqa: E402
-from linnet.export.models.wavelet import Analysis, FineHead, FoldedAnalysis, Wavelet  # noqa: E402
+from linnet.export.models.wavelet import Analysis, FineHead, Wavelet  # noqa: E402
 from linnet.runtime import core  # noqa: E402
 from linnet.training import wavelets  # noqa: E402
 
@@ -74,22 +74,6 @@ def test_coding_steps_cover_the_latent_once() -> None:
     covered = [channel for step in model.CODING_STEPS[1:] for channel in range(step.first, step.last)]
     assert covered == list(range(model.LATENT_CHANNELS))
     assert all(step.context <= max(step.first, model.COARSE) for step in model.CODING_STEPS)
-
-
-def test_the_folded_analysis_computes_the_same() -> None:
-    torch.manual_seed(4)
-    analysis = Wavelet().analysis
-    planes = torch.randint(-128, 128, (1, 12, 64, 96)) / 128
-    for exact in (False, True):
-        set_exact(analysis, exact)
-        with torch.no_grad():
-            plain, folded = analysis(planes), FoldedAnalysis(analysis)(planes)
-        assert torch.allclose(plain, folded, atol=1e-5, rtol=1e-5)
-    again = Wavelet().analysis
-    FoldedAnalysis(analysis).unfold_into(again)
-    set_exact(again, True)
-    with torch.no_grad():
-        assert torch.equal(again(planes), plain)
 
 
 def test_the_filters_are_biorthogonal() -> None:

@@ -397,10 +397,6 @@ class Camera(nn.Module):
     def set_exact(self, exact: bool) -> None:
         set_exact(self, exact)
 
-    def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
-        """`named_networks`, in the form that a bundle holds."""
-        return self.named_networks()
-
     def named_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
         """Each network by the name the runtime knows it under, with its inputs' channels."""
         steps = {

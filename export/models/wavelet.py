@@ -141,74 +141,6 @@ class Analysis(nn.Module):
         return self(planes)
 
 
-class FoldedAnalysis(nn.Module):
-    """What `Analysis` computes, in the form that backends run well: level 1, most of the work, makes a 2x2 group of its
-    outputs at once, from packed inputs, with four times as many channels on a quarter of the positions."""
-
-    FOLDED = ("low1", "detail1")
-
-    def __init__(self, analysis: Analysis) -> None:
-        super().__init__()
-        self.fold, self.pack2, self.pack4 = SpaceToDepth(2), SpaceToDepth(2), SpaceToDepth(4)
-        for name, layer in analysis.named_children():
-            if isinstance(layer, ExactConv2d):
-                self.add_module(name, folded(layer) if name in self.FOLDED else layer)
-        order = list(range(COARSE))
-        for level, first in FIRST.items():
-            order += [first + (_place_in_groups(i) if level == 1 else i) for i in checkerboard(level)]
-        self.order = Select(order)
-
-    def forward(self, planes: Tensor) -> Tensor:
-        planes = self.fold(planes)
-        level1 = self.pack4(self.detail1(planes))
-        planes = self.low1(planes)
-        level2 = self.pack4(self.detail2(planes))
-        planes = self.pack2(self.low2(planes))
-        level3 = self.pack2(self.detail3(planes))
-        coarse = self.coarse(self.pack2(self.low3(planes)))
-        return self.order(torch.cat([coarse, level3, level2, level1], 1))
-
-    def unfold_into(self, analysis: Analysis) -> None:
-        """Set the weights of `analysis` to what is folded here."""
-        with torch.no_grad():
-            for name, layer in analysis.named_children():
-                if isinstance(layer, ExactConv2d):
-                    weight, bias = self.get_submodule(name).effective()
-                    if name in self.FOLDED:
-                        outputs, side = len(layer.weight), layer.weight.shape[2]
-                        first = 2 - side // 2
-                        weight = DepthToSpace(2)(weight[:outputs])[:, :, first : first + side, first : first + side]
-                        bias = bias[:outputs]
-                    layer.gain.fill_(1.0)
-                    layer.weight.copy_(weight)
-                    layer.bias.copy_(bias)
-
-
-def folded(layer: ExactConv2d) -> ExactConv2d:
-    """The convolution between tensors packed by `SpaceToDepth(2)` that does what `layer` does between plain ones."""
-    weight, bias = layer.effective()
-    outputs, inputs, side, _ = weight.shape
-    kernels = torch.zeros(4, outputs, inputs, 6, 6)
-    for group, (y, x) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-        top, left = y + 2 - side // 2, x + 2 - side // 2
-        kernels[group, :, :, top : top + side, left : left + side] = weight.detach()
-    result = ExactConv2d(4 * inputs, 4 * outputs, 3, raw=layer.raw)
-    for attribute in ("exact", "copies", "format", "bits"):
-        setattr(result, attribute, getattr(layer, attribute))
-    with torch.no_grad():
-        result.weight.copy_(SpaceToDepth(2)(kernels.flatten(0, 1)))
-        result.bias.copy_(bias.repeat(4))
-    return result
-
-
-def _place_in_groups(channel: int) -> int:
-    """Where a channel of level 1, packed by its block, stands if 2x2 groups were packed first."""
-    block = BLOCKS[1]
-    position, band = divmod(channel, BANDS)
-    (y, dy), (x, dx) = (divmod(axis, 2) for axis in divmod(position, block))
-    return ((y * (block // 2) + x) * 4 + 2 * dy + dx) * BANDS + band
-
-
 class Rectify(nn.Module):
     """Companded latents (N, C, h, w) to (N, 2C, h, w): their positive parts, then their negative parts, -1 for 0.
 
@@ -461,16 +393,9 @@ class Wavelet(Camera):
         _round_layers(details, lambda: [self.latent(part) for part in images.split(8)])
         self.set_exact(True)
 
-    def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
-        return {**self.named_networks(), "analysis": (FoldedAnalysis(self.analysis), {"planes": 4 * COLOURS})}
-
 
 class Micro(Wavelet):
     """The codec for small cameras: the same transforms, with narrow networks to predict means and scales."""
 
     architecture = "wavelet-micro"
     widths = Widths(hyper8=8, hyper16=16, features=44, fine_features=8, fine=16)
-
-    def deployed_networks(self) -> dict[str, tuple[nn.Module, dict[str, int]]]:
-        # Folding the analysis multiplies by zeros, for speed on processors that multiply many channels at once.
-        return self.named_networks()
