@@ -49,7 +49,7 @@ def folded(network: Network) -> Network:
 
 def _pairs(name: str) -> str:
     """The tensor `name`, or its copies, packed by `SpaceToDepth(2)`."""
-    return f"{name}_pairs"
+    return f"{name}/pairs"
 
 
 def _origins(network: Network) -> dict[str, tuple[str, int]]:

@@ -38,7 +38,7 @@ def test_a_folded_network_computes_the_same(block: int, raw: bool) -> None:
     expected = ReferenceBackend({"cascade": network}).run("cascade", {"planes": planes})
     # What leaves the network packed by 2 would be a folded convolution's output under another name.
     outputs = {node.output for node in folded(network).nodes}
-    assert "low_pairs" in outputs and ("detail_pairs" in outputs) == (block > 2)
+    assert "low/pairs" in outputs and ("detail/pairs" in outputs) == (block > 2)
     found = ReferenceBackend({"cascade": folded(network)}).run("cascade", {"planes": planes})
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -14,7 +14,7 @@ pytest.importorskip("onnx", reason="export needs the export extra")
 from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
 from linnet.export.bundling import export_codec, load_bundle_into_codec  # noqa: E402
 from linnet.export.models.camera import Camera, laplacian_bits  # noqa: E402
-from linnet.export.models.wavelet import FINEST_LOG2_GAIN, Micro, Wavelet  # noqa: E402
+from linnet.export.models.wavelet import FINEST_LOG2_GAIN, LOWPASS, Micro, Wavelet  # noqa: E402
 from linnet.export.tracing import trace  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
 from linnet.runtime.network import Conv  # noqa: E402
@@ -78,14 +78,15 @@ def test_another_model_keeps_the_transforms_it_starts_with(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "COUNTED_CROPS", 2)
-    training.train(folder, tmp_path / "wavelet", steps=3, model="wavelet", batch=1)
+    training.train(folder, tmp_path / "wavelet", steps=4, model="wavelet", batch=1)  # the last one in exact integers
     start = tmp_path / "wavelet" / "last.pt"
     training.train(folder, tmp_path / "micro", steps=6, model="wavelet-micro", start=start, batch=1)
     given, taken = (
         torch.load(tmp_path / name / "last.pt", weights_only=True)["average"] for name in ("wavelet", "micro")
     )
-    transforms = [name for name in taken if name.startswith(("analysis.", "synthesis."))]
-    assert len(transforms) > 50 and all(torch.equal(taken[name], given[name]) for name in transforms)
+    # The analysis and the lowpass filters were rounded once more, to where they stood or next to it.
+    kept = [name for name in taken if name.startswith("synthesis.") and name.split(".")[1] not in LOWPASS]
+    assert len(kept) > 40 and all(torch.equal(taken[name], given[name]) for name in kept)
     assert torch.equal(taken["finest_log_gain"][: Micro.gain_count], given["finest_log_gain"][: Micro.gain_count])
     with pytest.raises(SystemExit, match="other transforms than camera"):
         training.train(folder, tmp_path / "camera", steps=1, model="camera", start=start)
