@@ -205,13 +205,14 @@ def average_into(average: Camera, codec: Camera, decay: float) -> None:
 def take_transforms(codec: Camera, weights: dict[str, Tensor]) -> None:
     """Set both transforms of `codec`, and its gains, to those of another codec with the same transforms."""
     own = codec.state_dict()
-    for name, value in weights.items():
-        if name.startswith(("analysis.", "synthesis.")) or name == "mean_shift":
-            if name not in own or own[name].shape != value.shape:
-                raise SystemExit(f"--start holds a codec with other transforms than {codec.architecture} ({name})")
-            own[name].copy_(value)
-        elif "log_gain" in name:  # not those of the hyper-latent, which is another
-            own[name][..., : codec.gain_count] = value[..., : codec.gain_count]
+    taken = [name for name in weights if name.startswith(("analysis.", "synthesis.")) or name == "mean_shift"]
+    for name in taken:
+        if name not in own or own[name].shape != weights[name].shape:
+            raise SystemExit(f"--start holds a codec with other transforms than {codec.architecture} ({name})")
+    for name in taken:
+        own[name].copy_(weights[name])
+    for name in ("finest_log_gain", "log_gain_steps"):  # not those of the hyper-latent, which is another
+        own[name][..., : codec.gain_count] = weights[name][..., : codec.gain_count]
 
 
 class Trainer:
