@@ -12,37 +12,36 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..runtime.network import EXACT, Add, Concat, Conv, Network, Node, Select, SpaceToDepth, sources
+from ..runtime.network import EXACT, Add, Concat, Conv, Network, Node, Select, SpaceToDepth
 
 FEW_CHANNELS = 16
 
 
 def folded(network: Network) -> Network:
     """The same network; convolutions that read one of its inputs, or copies of one, are folded where they can be."""
-    origins = _origins(network)
-    readers: dict[str, list[Node]] = {}
-    for node in network.nodes:
-        for source in sources(node):
-            readers.setdefault(source, []).append(node)
+    origins, readers = _origins(network), network.readers
     packed = {
         node.output: node
         for node in network.nodes
-        if isinstance(node, Conv) and _can_be_folded(node, origins, readers.get(node.output, []), network.outputs)
+        if isinstance(node, Conv) and _can_be_folded(node, origins, readers[node.output], network.outputs)
     }
     inputs = dict.fromkeys(origins[node.source][0] for node in packed.values())
     nodes: list[Node] = [SpaceToDepth(_pairs(name), name, _pairs(name), 2) for name in inputs]
+    to_copy = {node.source for node in packed.values()} - set(inputs)
     renamed: dict[str, str] = {}
     for node in network.nodes:
         if isinstance(node, Conv) and node.output in packed:
-            nodes += _folded_convolution(node, *origins[node.source])
+            origin, copies = origins[node.source]
+            if node.source in to_copy:
+                to_copy.remove(node.source)
+                nodes.append(Concat(_pairs(node.source), (_pairs(origin),) * copies, _pairs(node.source)))
+            nodes.append(_folded_convolution(node, copies))
         elif isinstance(node, SpaceToDepth) and node.source in packed:
             if node.block == 2:
                 renamed[node.output] = _pairs(node.source)
             else:
                 nodes += _packed_further(node, len(packed[node.source].weight))
-        elif not all(
-            isinstance(reader, Conv) and reader.output in packed for reader in readers.get(node.output, [node])
-        ):
+        elif node.output in network.outputs or any(reader.output not in packed for reader in readers[node.output]):
             nodes.append(_reading(node, renamed))
     return replace(network, nodes=tuple(nodes))
 
@@ -78,7 +77,8 @@ def _can_be_folded(
     )
 
 
-def _folded_convolution(node: Conv, origin: str, copies: int) -> list[Node]:
+def _folded_convolution(node: Conv, copies: int) -> Conv:
+    """`node` on its packed source, which is `copies` copies of an input."""
     outputs, _, side, _ = node.weight.shape
     # The output at (y, x) of a group sees the group's window from y + 2 - side // 2 on, in a window of 3 x 3 groups.
     kernels = np.zeros((2, 2, *node.weight.shape[:2], 6, 6), np.int8)
@@ -89,15 +89,9 @@ def _folded_convolution(node: Conv, origin: str, copies: int) -> list[Node]:
     # Channels of a packed tensor are (dy, dx, channel), those of copies (copy, dy, dx, channel).
     groups = kernels.reshape(4 * outputs, copies, -1, 3, 2, 3, 2).transpose(0, 1, 4, 6, 2, 3, 5)
     weight = np.ascontiguousarray(groups.reshape(4 * outputs, -1, 3, 3))
-    source, nodes = _pairs(origin), list[Node]()
-    if copies > 1:
-        source = _pairs(node.source)
-        nodes.append(Concat(source, (_pairs(origin),) * copies, source))
+    source, output = _pairs(node.source), _pairs(node.output)
     bias, shift = np.tile(node.bias, 4), np.tile(node.shift, 4)
-    nodes.append(
-        replace(node, source=source, output=_pairs(node.output), weight=weight, bias=bias, shift=shift, padding=1)
-    )
-    return nodes
+    return replace(node, source=source, output=output, weight=weight, bias=bias, shift=shift, padding=1)
 
 
 def _packed_further(node: SpaceToDepth, channels: int) -> list[Node]:

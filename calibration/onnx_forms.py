@@ -30,7 +30,6 @@ from ..runtime.network import (
     Node,
     Select,
     SpaceToDepth,
-    sources,
 )
 from .folding import folded
 
@@ -216,9 +215,8 @@ def _with_fillers(network: Network) -> Network:
     """The same network with copies of other channels, under zero weights, where they make a convolution's input a
     multiple of FAST_CHANNELS: ONNX Runtime takes twice as long for 41 channels as for 44."""
     made = {node.output: node for node in network.nodes}
-    readers = [source for node in network.nodes for source in sources(node)]
-    alone = {name for name in made if readers.count(name) == 1 and name not in network.outputs}
-    channels, replaced = network.channels, dict[str, list[Node]]()
+    alone, channels = _read_once(network), network.channels
+    replaced: dict[str, list[Node]] = {}
     for node in network.nodes:
         if not isinstance(node, Conv) or node.raw or node.source not in alone:
             continue
@@ -230,6 +228,12 @@ def _with_fillers(network: Network) -> Network:
             replaced[node.output] = [replace(node, weight=np.concatenate([node.weight, filler], 1))]
     nodes = [new for node in network.nodes for new in replaced.get(node.output, [node])]
     return replace(network, nodes=tuple(nodes))
+
+
+def _read_once(network: Network) -> set[str]:
+    """The nodes' outputs that one node reads, and nobody else."""
+    readers = network.readers
+    return {node.output for node in network.nodes if len(readers[node.output]) == 1} - set(network.outputs)
 
 
 def _filled(
@@ -252,16 +256,12 @@ def _filled(
 
 def _depth_first_sources(network: Network) -> dict[str, int]:
     """Block of each DepthToSpace whose input is a convolution that nothing else reads."""
-    readers = [source for node in network.nodes for source in sources(node)]
+    alone = _read_once(network)
     convolved = {node.output for node in network.nodes if isinstance(node, Conv) and not node.raw}
     return {
         node.source: node.block
         for node in network.nodes
-        if isinstance(node, DepthToSpace)
-        and not node.phases_first
-        and node.source in convolved
-        and readers.count(node.source) == 1
-        and node.source not in network.outputs
+        if isinstance(node, DepthToSpace) and not node.phases_first and node.source in convolved & alone
     }
 
 

@@ -191,6 +191,16 @@ class Network:
         return {name: shape[3] for name, shape in shapes.items()}
 
     @property
+    def readers(self) -> dict[str, list[Node]]:
+        """The nodes that read each tensor, one that reads it twice twice; empty for tensors that none reads."""
+        readers: dict[str, list[Node]] = {name: [] for name in self.inputs}
+        readers |= {node.output: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in sources(node):
+                readers[source].append(node)
+        return readers
+
+    @property
     def bits(self) -> dict[str, int]:
         """Width of each integer tensor by name, 8 or 16: activations have the scale 2**-(bits - 1)."""
         bits = dict.fromkeys(self.inputs, 8)

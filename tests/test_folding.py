@@ -44,6 +44,21 @@ def test_a_folded_network_computes_the_same(block: int, raw: bool) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_copies_that_two_convolutions_and_the_caller_read() -> None:
+    network = cascade(4, True)
+    second = convolution("other", "copies", 6, 3, outputs=7)
+    nodes = (*network.nodes, second, SpaceToDepth("pack_other", "other", "packed", 4))
+    network = Network("cascade", network.inputs, (*network.outputs, "packed", "copies"), nodes)
+    outputs = [node.output for node in folded(network).nodes]
+    assert {"low/pairs", "other/pairs", "copies"} <= set(outputs) and len(outputs) == len(set(outputs))
+    planes = np.random.default_rng(2).integers(-128, 128, (1, 16, 8, 3)).astype(np.int8)
+    expected, found = (
+        ReferenceBackend({"cascade": each}).run("cascade", {"planes": planes}) for each in (network, folded(network))
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_cannot_be_folded_stays() -> None:
     network = cascade(4, True)
     read_twice = Network("n", network.inputs, ("fine", "detail"), network.nodes[:2])
