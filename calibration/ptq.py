@@ -32,7 +32,7 @@ ROUNDINGS = ("adaptive", "nearest")
 
 
 class FloatCodec(Protocol):
-    """What these tools ask of a codec, a torch module besides. `export.models.camera.Camera` is one.
+    """What these tools ask of a codec, a torch module besides. `export.models.latent_codec.LatentCodec` is one.
 
     Calling it with images (N, 3, H, W) in full-scale units and quality positions (N,) in [0, 1] gives (decoded images,
     bits per pixel (N,)). `named_networks` gives (module, channels of each argument of its forward) by network name;

@@ -22,18 +22,18 @@ from ..runtime.errors import InputError, UsageError
 from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
 from ..runtime.network import ACTIVATION_EXP, EXACT, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
-from .models.camera import HYPER_CHANNELS, LOG2_SCALE_BIAS, Camera
+from .models.latent_codec import HYPER_CHANNELS, LOG2_SCALE_BIAS, LatentCodec
 from .models.wavelet import Micro, Wavelet
 from .tracing import trace
 
-MODELS: dict[str, type[Camera]] = {model.architecture: model for model in (Camera, Wavelet, Micro)}
+MODELS: dict[str, type[LatentCodec]] = {model.architecture: model for model in (Wavelet, Micro)}
 QUALITIES = 100
 COUNTED_QUALITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PLANE_STEP = 2
 """Pixels per position of the planes that enter the analysis."""
 
 
-def load_codec(weights: Path) -> tuple[Camera, np.ndarray | None]:
+def load_codec(weights: Path) -> tuple[LatentCodec, np.ndarray | None]:
     """The codec with the averaged weights of a training checkpoint, in exact evaluation mode, and the symbols
     that the training counted (SCALE_TABLES, M), if it did."""
     codec, counts = _load_checkpoint(weights)
@@ -41,15 +41,15 @@ def load_codec(weights: Path) -> tuple[Camera, np.ndarray | None]:
     return codec.eval(), counts
 
 
-def load_float_codec(weights: Path) -> Camera:
+def load_float_codec(weights: Path) -> LatentCodec:
     """The codec with the averaged weights of a training checkpoint, in float evaluation mode."""
     return _load_checkpoint(weights)[0].eval()
 
 
-def _load_checkpoint(weights: Path) -> tuple[Camera, np.ndarray | None]:
+def _load_checkpoint(weights: Path) -> tuple[LatentCodec, np.ndarray | None]:
     try:
         checkpoint = torch.load(weights, weights_only=True)
-        codec = MODELS[checkpoint.get("architecture", Camera.architecture)]()
+        codec = MODELS[checkpoint["architecture"]]()
         codec.load_state_dict(checkpoint["average"])
     except (OSError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -58,7 +58,7 @@ def _load_checkpoint(weights: Path) -> tuple[Camera, np.ndarray | None]:
     return codec, None if counts is None else counts.numpy()
 
 
-def count_symbols(codec: Camera, images: torch.Tensor) -> torch.Tensor:
+def count_symbols(codec: LatentCodec, images: torch.Tensor) -> torch.Tensor:
     """(SCALE_TABLES, 512) int64: the symbols of `images` at COUNTED_QUALITIES, for `fitted_tables`."""
     training = codec.training
     codec.eval()
@@ -72,7 +72,7 @@ def count_symbols(codec: Camera, images: torch.Tensor) -> torch.Tensor:
     return counts.cpu()
 
 
-def load_bundle_into_codec(bundle: Bundle) -> Camera:
+def load_bundle_into_codec(bundle: Bundle) -> LatentCodec:
     """The PyTorch model that computes what `bundle` computes: its integers become the layers' weights, exactly."""
     architecture = bundle.manifest["architecture"]
     if architecture not in MODELS:
@@ -98,7 +98,7 @@ def load_bundle_into_codec(bundle: Bundle) -> Camera:
     return codec.eval()
 
 
-def quality_tables(codec: Camera) -> tuple[np.ndarray, np.ndarray]:
+def quality_tables(codec: LatentCodec) -> tuple[np.ndarray, np.ndarray]:
     """(gains, table offsets), each (100, latent + hyper channels) int16: quantisation steps in 1/256 and their log."""
     with torch.no_grad():
         quality = torch.arange(QUALITIES) / (QUALITIES - 1)
@@ -109,7 +109,7 @@ def quality_tables(codec: Camera) -> tuple[np.ndarray, np.ndarray]:
     return stored.astype(np.int16), np.rint(offsets).astype(np.int16)
 
 
-def hyper_parameters(codec: Camera) -> np.ndarray:
+def hyper_parameters(codec: LatentCodec) -> np.ndarray:
     """(2 * hyper channels,) int8: mean 0 and the learned log-scale per hyper channel, as a network would give it."""
     log_scale = codec.hyper_log_scale.detach().numpy() - LOG2_SCALE_BIAS
     scaled = np.clip(np.rint(log_scale * SCALE_STEPS_PER_OCTAVE), -128, 127)
@@ -134,7 +134,7 @@ def export_codec(weights: Path, out: Path) -> str:
     return bundle_codec(*load_codec(weights), out)
 
 
-def bundle_codec(codec: Camera, counts: np.ndarray | None, out: Path) -> str:
+def bundle_codec(codec: LatentCodec, counts: np.ndarray | None, out: Path) -> str:
     """As `export_codec`, of a codec in memory and the symbols counted for its entropy tables."""
     networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
     gains, offsets = quality_tables(codec)

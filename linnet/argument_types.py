@@ -22,7 +22,7 @@ def quality(text: str) -> int:
 def layer_copies(text: str) -> tuple[str, int]:
     layer, separator, copies = text.rpartition("=")
     if not separator or not layer or not copies.isdigit() or not 1 <= int(copies) <= 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not LAYER=N with N from 1 to 16, like synthesis.bypass=2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not LAYER=N with N from 1 to 16, like synthesis.merge8=2")
     return layer, int(copies)
 
 

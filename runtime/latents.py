@@ -4,7 +4,7 @@ A latent is coded in quarters, an integer v in -512..509. A quality maps each ch
 quarters; the symbol `s` codes v around its predicted mean: v = clamp((mean << mean_shift) + round(s * gain / 64)). The
 networks see the whole part w = (v + 2) >> 2, an int8 number, and the synthesis also the quarters v - 4 w that are left.
 Whole latents alone would cost a tenth of the rate at high quality. This module owns those definitions and their
-constants; the float twin that trains is `export.models.camera`.
+constants; the float twin that trains is `export.models.latent_codec`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ pytest.importorskip("onnx", reason="export needs the export extra")
 
 from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
 from linnet.export.bundling import export_codec, load_bundle_into_codec  # noqa: E402
-from linnet.export.models.camera import Camera, laplacian_bits  # noqa: E402
+from linnet.export.models.latent_codec import laplacian_bits  # noqa: E402
 from linnet.export.models.wavelet import FINEST_LOG2_GAIN, LOWPASS, Micro, Wavelet  # noqa: E402
 from linnet.export.tracing import trace  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
@@ -34,16 +34,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photograph: np.ndarray) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["camera", "wavelet"])
 def test_smoke_training_resumes_and_exports(
-    model: str, folder: Path, tmp_path: Path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "COUNTED_CROPS", 4)
-    training.train(folder, tmp_path, steps=9, model=model)
+    training.train(folder, tmp_path, steps=9)
     first = torch.load(tmp_path / "last.pt", weights_only=True)
-    other = "camera" if model == "wavelet" else "wavelet"
-    with pytest.raises(SystemExit, match=f"architecture {model}, not {other}: leave --model out"):
-        training.train(folder, tmp_path, steps=15, model=other)
+    with pytest.raises(SystemExit, match="architecture wavelet, not wavelet-micro: leave --model out"):
+        training.train(folder, tmp_path, steps=15, model="wavelet-micro")
     training.train(folder, tmp_path, steps=15)
     second = torch.load(tmp_path / "last.pt", weights_only=True)
     assert second["steps"] == 15 and first["steps"] == 9
@@ -73,24 +71,57 @@ def test_smoke_training_resumes_and_exports(
                 np.testing.assert_array_equal(stored.weight * scales[0], node.weight * scales[1])
 
 
+@pytest.fixture(scope="module")
+def start(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose last steps were in exact integers."""
+    out = tmp_path_factory.mktemp("start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "COUNTED_CROPS", 2)
+        training.train(folder, out, steps=4, batch=1)
+    return out / "last.pt"
+
+
+def synthesis_but_lowpass(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What exact training keeps bit for bit: all other filters of the transforms are rounded when it starts or ends."""
+    weights = torch.load(checkpoint, weights_only=True)["average"]
+    kept = {name: weights[name] for name in weights if name.startswith("synthesis.")}
+    return {name: value for name, value in kept.items() if name.split(".")[1] not in LOWPASS}
+
+
 @pytest.mark.slow
 def test_another_model_keeps_the_transforms_it_starts_with(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "COUNTED_CROPS", 2)
-    training.train(folder, tmp_path / "wavelet", steps=4, model="wavelet", batch=1)  # the last one in exact integers
-    start = tmp_path / "wavelet" / "last.pt"
-    training.train(folder, tmp_path / "micro", steps=6, model="wavelet-micro", start=start, batch=1)
-    given, taken = (
-        torch.load(tmp_path / name / "last.pt", weights_only=True)["average"] for name in ("wavelet", "micro")
-    )
-    # The analysis and the lowpass filters were rounded once more, to where they stood or next to it.
-    kept = [name for name in taken if name.startswith("synthesis.") and name.split(".")[1] not in LOWPASS]
-    assert len(kept) > 40
-    assert [name for name in kept if not torch.equal(taken[name], given[name])] == []
-    assert torch.equal(taken["finest_log_gain"][: Micro.gain_count], given["finest_log_gain"][: Micro.gain_count])
-    with pytest.raises(SystemExit, match="other transforms than camera"):
-        training.train(folder, tmp_path / "camera", steps=1, model="camera", start=start)
+    training.train(folder, tmp_path, steps=6, model="wavelet-micro", start=start, batch=1)
+    given, taken = synthesis_but_lowpass(start), synthesis_but_lowpass(tmp_path / "last.pt")
+    assert len(given) > 40
+    assert [name for name in taken if not torch.equal(taken[name], given[name])] == []
+    gains = [
+        torch.load(path, weights_only=True)["average"]["finest_log_gain"] for path in (start, tmp_path / "last.pt")
+    ]
+    assert torch.equal(*(own[: Micro.gain_count] for own in gains))
+
+
+@pytest.mark.slow
+def test_training_for_ms_ssim_keeps_the_filters(
+    folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "COUNTED_CROPS", 2)
+    training.train(folder, tmp_path, steps=4, structure=True, start=start, batch=1)
+    given, trained = synthesis_but_lowpass(start), synthesis_but_lowpass(tmp_path / "last.pt")
+    kept = {name for name in trained if torch.equal(trained[name], given[name]) and name.endswith(".weight")}
+    assert {name for name in kept if ".detail" in name} == {f"synthesis.detail{level}.weight" for level in (1, 2, 3, 4)}
+    assert {"synthesis.merge8.weight", "synthesis.out.weight"}.isdisjoint(kept)
+
+
+def test_starts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older.pt"
+    torch.save({"architecture": "camera", "average": {"analysis.bypass.weight": torch.zeros(1)}}, older)
+    with pytest.raises(SystemExit, match="architecture camera, which is none of wavelet, wavelet-micro"):
+        training.train(folder, tmp_path / "run", steps=1, start=older)
+    with pytest.raises(SystemExit, match="other transforms than wavelet"):
+        training.train(folder, tmp_path / "run", steps=1, model="wavelet", start=older)
 
 
 def test_exact_layer_is_on_the_integer_grid() -> None:
@@ -123,18 +154,19 @@ def test_bits_are_a_distribution() -> None:
         assert total == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize(("model", "least"), [(Camera, 0.0), (Wavelet, FINEST_LOG2_GAIN)])
-def test_gains_never_rise_with_quality(model: type[Camera], least: float) -> None:
+def test_gains_never_rise_with_quality() -> None:
     torch.manual_seed(1)
-    codec = model()
+    codec = Wavelet()
     codec.log_gain_steps.data.normal_()
     gains = codec.log_gains(torch.linspace(0, 1, 100))
     assert (gains.diff(dim=0) <= 1e-6).all()
-    assert (gains[:, : codec.latent_channels] >= least).all() and (gains[:, codec.latent_channels :] >= 0).all()
+    assert (gains[:, : codec.latent_channels] >= FINEST_LOG2_GAIN).all() and (
+        gains[:, codec.latent_channels :] >= 0
+    ).all()
 
 
-@pytest.mark.parametrize("model", [Camera, Wavelet, Micro])
-def test_the_codec_computes_where_its_weights_are(model: type[Camera]) -> None:
+@pytest.mark.parametrize("model", [Wavelet, Micro])
+def test_the_codec_computes_where_its_weights_are(model: type[Wavelet]) -> None:
     """Every tensor that the model makes on the way follows its weights: on the meta device nothing else would mix."""
     codec = model().to("meta")
     codec.train()
@@ -144,7 +176,7 @@ def test_the_codec_computes_where_its_weights_are(model: type[Camera]) -> None:
 
 def test_structure_is_a_distortion_of_its_own(photograph: np.ndarray) -> None:
     images = training.to_full_scale(photograph[None, :192, :192])
-    codec = Camera().eval()
+    codec = Wavelet().eval()
     codec.networks = False
     codec.forward = lambda x, quality: (x, torch.ones(len(x)))  # type: ignore[method-assign]
     quality = torch.tensor([0.5])

@@ -10,7 +10,7 @@ pytest.importorskip("onnx", reason="export needs the export extra")
 
 from linnet.calibration.qat import SpaceToDepth, to_full_scale  # noqa: E402
 from linnet.export.models import wavelet as model  # noqa: E402
-from linnet.export.models.camera import MARGIN, mirrored  # noqa: E402
+from linnet.export.models.latent_codec import MARGIN, mirrored  # noqa: E402
 from linnet.export.models.wavelet import Analysis, FineHead, Wavelet  # noqa: E402
 from linnet.runtime import core  # noqa: E402
 from linnet.training import wavelets  # noqa: E402

@@ -26,7 +26,7 @@ from ...calibration.ptq import Method, round_layer
 from ...calibration.qat import DepthToSpace, EdgePad, ExactConv2d, SaturatingAdd, Select, SpaceToDepth, set_exact
 from ...calibration.rounding import observed_patches
 from ...runtime.latents import CodingStep
-from .camera import HYPER_CHANNELS, Camera, ParameterHead, ResidualBlock
+from .latent_codec import HYPER_CHANNELS, LatentCodec
 
 COLOURS, COARSE, BANDS = 3, 12, 9
 """Bands of level 4 at 1/16 (its lowpass and three details of three colours), and of levels 3 at 1/8, 2 at 1/4 and 1 at
@@ -112,6 +112,17 @@ class Widths:
     """Of those steps."""
 
 
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.spatial = ExactConv2d(channels, channels, 3)
+        self.mix = ExactConv2d(channels, channels, 1)
+        self.add = SaturatingAdd()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x, self.mix(self.spatial(x)))
+
+
 class Analysis(nn.Module):
     """Planes (N, 12, H/2, W/2) to the latent's accumulator (N, 768, H/16, W/16)."""
 
@@ -176,6 +187,18 @@ class HyperAnalysis(nn.Module):
         x = self.down16(torch.cat([self.rectify2(F.pixel_shuffle(self.level2(latent), 2)), x], 1))
         x = self.down32(torch.cat([self.rectify(self.coarse(latent)), x], 1))
         return self.down64(x)
+
+
+class ParameterHead(nn.Module):
+    """Features to (mean, log-scale) of one coding step: (N, C, h, w) to (N, 2n, h, w)."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden = ExactConv2d(channels, channels, 1)
+        self.out = ExactConv2d(channels, 2 * outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(x))
 
 
 class HyperSynthesis(nn.Module):
@@ -342,8 +365,8 @@ def _round_layers(layers: Sequence[nn.Module], run: Callable[[], object]) -> Non
         layer.fixed_exponents = None  # they follow from the rounded weights
 
 
-class Wavelet(Camera):
-    """The whole codec as one trainable module; see `Camera`."""
+class Wavelet(LatentCodec):
+    """The whole codec as one trainable module; see `LatentCodec`."""
 
     architecture = "wavelet"
     steps = CODING_STEPS
