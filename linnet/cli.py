@@ -137,10 +137,7 @@ def _add_encode(subparsers: Any) -> None:
     encode.add_argument("input", metavar="IN", help="the picture; - reads stdin")
     encode.add_argument("output", metavar="OUT.lnt", help="the file to write; - writes stdout")
     rate = encode.add_mutually_exclusive_group()
-    rate.add_argument(
-        "--quality", type=types.quality, default=defaults.QUALITY, metavar="Q",
-        help=f"{defaults.LOWEST_QUALITY} (smallest) to {defaults.HIGHEST_QUALITY} (best), else {defaults.QUALITY}",
-    )  # fmt: skip
+    _add_quality_option(rate)
     rate.add_argument(
         "--size", type=types.byte_count, metavar="N", help="a file of about N bytes; 200k and 1.5M are understood"
     )
@@ -149,18 +146,12 @@ def _add_encode(subparsers: Any) -> None:
         "--roi", type=types.favoured, action="append", default=[], metavar="X,Y,W,H[:STEPS]",
         help=f"code what shows this rectangle better by STEPS of quality, else {types.FAVOURED_STEPS}; may be repeated",
     )  # fmt: skip
-    encode.add_argument(
-        "--tile", type=types.positive, default=defaults.TILE, metavar="N",
-        help=f"side of the square that can be decoded alone, in pixels, else {defaults.TILE}",
-    )  # fmt: skip
+    _add_tile_option(encode)
     encode.add_argument(
         "--digest", action=argparse.BooleanOptionalAction, default=False,
         help="store a proof of the decoded pixels for `verify --pixels` (takes one decode)",
     )  # fmt: skip
-    encode.add_argument(
-        "--levels", type=types.count, default=0, metavar="N",
-        help="store overviews down to 1/2^N of the size, below a tenth of the file in all; else none",
-    )  # fmt: skip
+    _add_levels_option(encode)
     _add_key_option(encode, "encrypt with this key")
     encode.add_argument(
         "--protect", type=types.region, action="append", metavar="X,Y,W,H",
@@ -198,16 +189,10 @@ def _add_record(subparsers: Any) -> None:
     )
     record.add_argument("output", metavar="OUT.lnt", help="the file to append to as frames come; - writes stdout")
     rate = record.add_mutually_exclusive_group()
-    rate.add_argument(
-        "--quality",
-        type=types.quality,
-        default=defaults.QUALITY,
-        metavar="Q",
-        help=f"1 to 100, else {defaults.QUALITY}",
-    )
+    _add_quality_option(rate)
     rate.add_argument("--bitrate", type=float, metavar="R", help="megabits per second: chooses the quality")
-    record.add_argument("--tile", type=types.positive, default=defaults.TILE, metavar="N", help="as for encode")
-    record.add_argument("--levels", type=types.count, default=0, metavar="N", help="as for encode")
+    _add_tile_option(record)
+    _add_levels_option(record)
     record.add_argument("--size", type=types.size, metavar="WxH", help="asked of a camera")
     record.add_argument(
         "--fps", type=float, metavar="F", help="asked of a camera; the rate of pictures that carry no time, else 30"
@@ -234,8 +219,33 @@ def _add_key_option(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--key", metavar="file:PATH|env:NAME", help=what)
 
 
+def _add_quality_option(container: Any) -> None:
+    container.add_argument(
+        "--quality", type=types.quality, default=defaults.QUALITY, metavar="Q",
+        help=f"{defaults.LOWEST_QUALITY} (smallest) to {defaults.HIGHEST_QUALITY} (best), else {defaults.QUALITY}",
+    )  # fmt: skip
+
+
+def _add_tile_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile", type=types.positive, default=defaults.TILE, metavar="N",
+        help=f"side of the square that can be decoded alone, in pixels, else {defaults.TILE}",
+    )  # fmt: skip
+
+
+def _add_levels_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--levels", type=types.count, default=0, metavar="N",
+        help="store overviews down to 1/2^N of the size, below a tenth of the file in all; else none",
+    )  # fmt: skip
+
+
 def _add_codec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", metavar="B", help="the codec: a file, or the name of one in the package")
+    _add_backend_options(parser)
+
+
+def _add_backend_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best"
     )
@@ -280,14 +290,8 @@ def _add_build(subparsers: Any) -> None:
         "--size", type=types.size, action="append", metavar="WxH",
         help=f"frames to prepare for, in pixels; may be repeated; else {width}x{height}",
     )  # fmt: skip
-    build.add_argument(
-        "--tile",
-        type=types.positive,
-        default=defaults.TILE,
-        metavar="N",
-        help=f"as with `encode`, else {defaults.TILE}",
-    )
-    build.add_argument("--levels", type=types.count, default=0, metavar="N", help="as with `encode`; else none")
+    _add_tile_option(build)
+    _add_levels_option(build)
     build.add_argument("--encoder-only", action="store_true", help="leave out what only decoding needs")
     build.add_argument(
         "--more-work", type=types.count, default=defaults.MORE_WORK_PERCENT, metavar="PERCENT",
@@ -310,31 +314,16 @@ def _add_profile(subparsers: Any) -> None:
     add("bundle", metavar="BUNDLE", nargs="?", help="the codec, else the one in the package")
     add("--size", type=types.size, metavar="WxH", help=f"of the frame, else that of --image, else {width}x{height}")
     add("--image", metavar="FILE", help="picture to fill the frame with, else photographs of scikit-image")
-    add(
-        "--quality",
-        type=types.quality,
-        default=defaults.QUALITY,
-        metavar="Q",
-        help=f"1 to 100, else {defaults.QUALITY}",
-    )
+    _add_quality_option(profile)
     add("--frames", type=types.positive, metavar="N", help="frames to measure, else 20")
     add("--seconds", type=float, metavar="S", help="stop after this time instead, or before --frames")
     add("--warmup", type=types.count, metavar="N", help="frames before those that count, else 2")
+    _add_tile_option(profile)
     add(
-        "--batch",
-        type=types.positive,
-        metavar="B",
+        "--batch", type=types.positive, metavar="B",
         help="tiles that a network computes at once, else what the codec gives",
-    )
-    add("--threads", type=types.positive, metavar="N", help="processor cores to use, else all")
-    add(
-        "--tile",
-        type=types.positive,
-        default=defaults.TILE,
-        metavar="N",
-        help=f"as with `encode`, else {defaults.TILE}",
-    )
-    add("--backend", choices=defaults.BACKENDS, default=defaults.BACKEND, help="what runs the networks, else the best")
+    )  # fmt: skip
+    _add_backend_options(profile)
     add("--per-layer", action="store_true", help="time each layer too, beside what this machine could reach")
     add("--json", metavar="F", help="write the report with all samples, or the comparison; - writes stdout")
     add("--html", metavar="F", help="write one HTML page with plots")
