@@ -125,7 +125,7 @@ class LatentCodec(nn.Module):
         """(SCALE_TABLES, M) int64, where symbols are to be counted: how often |symbol| was 0, 1, ... per table."""
         self.exact = False
         self.networks = True
-        """Off: only the linear filters run, so that the entropy model can be warmed up at a fraction of the cost."""
+        """Off: the synthesis is its linear filters alone, so that the entropy model can be warmed up at a fraction of the cost."""
 
     def _make_networks(self) -> None:
         raise NotImplementedError
@@ -200,8 +200,7 @@ class LatentCodec(nn.Module):
     def latent(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in full-scale units to latents (N, C, H/16, W/16) in latent units."""
         planes, ring = F.pixel_unshuffle(mirrored(images, MARGIN), 2), MARGIN // 16
-        latent = self.analysis(planes) if self.networks else self.analysis.linear(planes)
-        return 128 * latent[:, :, ring:-ring, ring:-ring]
+        return 128 * self.analysis(planes)[:, :, ring:-ring, ring:-ring]
 
     def code(self, latent: Tensor, quality: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Latent to (decoded latent (N, 2 C, h, w), bits of each coding step, the hyper-latent's first)."""

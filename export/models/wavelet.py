@@ -148,9 +148,6 @@ class Analysis(nn.Module):
         coarse = self.coarse(self.pack2(self.low3(planes)))
         return self.order(torch.cat([coarse, level3, level2, level1], 1))
 
-    def linear(self, planes: Tensor) -> Tensor:
-        return self(planes)
-
 
 class Rectify(nn.Module):
     """Companded latents (N, C, h, w) to (N, 2C, h, w): their positive parts, then their negative parts, -1 for 0.
