@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ...calibration.qat import ExactConv2d, set_exact
 from ...runtime.latents import FINE_EXP
-from .camera import laplacian_bits
 from .compressai import gaussian_likelihood
+from .latent_codec import laplacian_bits
 
 HIDDEN = 2
 """Hidden channels of a fitted activation per channel."""

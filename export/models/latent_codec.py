@@ -125,7 +125,7 @@ class LatentCodec(nn.Module):
         """(SCALE_TABLES, M) int64, where symbols are to be counted: how often |symbol| was 0, 1, ... per table."""
         self.exact = False
         self.networks = True
-        """Off: the synthesis is its linear filters alone, so that the entropy model can be warmed up at a fraction of the cost."""
+        """Off: the synthesis is its linear filters alone, so that the entropy model warms up at little cost."""
 
     def _make_networks(self) -> None:
         raise NotImplementedError
