@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="*", metavar="IMAGES", help="pictures, folders, or named sets as NAME=FOLDER")
     add("--qualities", type=_qualities, default=LINNET_QUALITIES, metavar="Q,Q,...", help="of linnet, 1 to 100")
     add("--peers", default="all", help="all, none, names with commas, or list to show them (default: all)")
+    add("--against", metavar="CODEC", help="what BD-rates compare with (default: jpeg-420)")
     add("--no-linnet", action="store_true", help="measure the peers only")
     add("--anchors", nargs="+", default=[], metavar="FILE", help="published points, as FILE or SET=FILE")
     add("--anchor-codecs", metavar="PART,...", help="only the anchors whose names contain one of these")
@@ -46,13 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, codec: Codec | None = None) -> int:
     """Run the benchmark and return the exit status. `codec` replaces linnet as the codec under test."""
-    from . import anchors, host, image_sets, measure, report, results_file
+    from . import anchors, host, image_sets, measure, peers, report, results_file
 
     if arguments.peers == "list":
         print(_list_peers())
         return 0
     _check(arguments)
     codecs, absent = _codecs(arguments, codec)
+    reference = arguments.against or peers.REFERENCE
     under_test = next(iter(codecs)) if codec is not None or not arguments.no_linnet else None
     photographs = image_sets.find(arguments.images, arguments.limit)
     pictures = Counter(p.set_name for p in photographs)
@@ -82,11 +84,11 @@ def run(arguments: argparse.Namespace, codec: Codec | None = None) -> int:
             set_name: {file: anchors.choose(curves, parts) for file, curves in files.items()}
             for set_name, files in anchor_curves.items()
         }
-    tables, curves = report.rows(results, anchor_curves)
+    tables, curves = report.rows(results, anchor_curves, reference)
     reversals = [] if under_test is None else report.reversals(results, under_test)
-    document |= report.as_json(tables, curves) | {"reversals": [asdict(r) for r in reversals]}
+    document |= report.as_json(tables, curves, reference) | {"reversals": [asdict(r) for r in reversals]}
     for set_name, table in tables.items():
-        print(report.format_table(set_name, pictures[set_name], table), end="\n\n")
+        print(report.format_table(set_name, pictures[set_name], table, reference), end="\n\n")
         if under_test is not None:
             print(report.format_points(under_test, curves[set_name]["measured"][under_test]), end="\n\n")
     if under_test is not None:
@@ -149,6 +151,8 @@ def _codecs(arguments: argparse.Namespace, codec: Codec | None) -> tuple[dict[st
         found = {codec.name: codec} | found
     if not found:
         raise UsageError("nothing to measure: --no-linnet leaves only peers, and there are none")
+    if arguments.against and arguments.against not in found:
+        raise UsageError(f"--against {arguments.against}: not measured here; choose from {', '.join(found)}")
     return found, absent
 
 

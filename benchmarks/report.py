@@ -38,12 +38,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Reversal:
-    """A higher setting that cost fewer bits, or more bits that gave a lower PSNR, on one picture."""
+    """A higher setting that cost no more bits, or gave no better quality, on one picture."""
 
     set_name: str
     image: str
     codec: str
-    quantity: str  # bits_per_pixel or psnr_rgb
+    quantity: str  # bits_per_pixel, psnr_rgb or ms_ssim
     settings: tuple[float, float]
     values: tuple[float, float]
 
@@ -86,14 +86,14 @@ def _bd(reference: list[Point] | None, test: list[Point], quality: str) -> float
     return None if reference is None else bd_rate(pairs(reference), pairs(test))
 
 
-def _mean_of_pictures(measurements: list[Measurement], set_name: str, codec: str) -> float | None:
+def _mean_of_pictures(measurements: list[Measurement], set_name: str, codec: str, reference: str) -> float | None:
     """The mean over pictures of each picture's BD-rate; None unless every picture has one."""
     curves: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for m in measurements:
-        if m.set_name == set_name and m.codec in (codec, peers.REFERENCE):
+        if m.set_name == set_name and m.codec in (codec, reference):
             curves[m.codec, m.digest].append((m.bits_per_pixel, m.psnr_rgb))
     digests = {digest for name, digest in curves if name == codec}
-    rates = [bd_rate(curves[peers.REFERENCE, d], curves[codec, d]) for d in digests if (peers.REFERENCE, d) in curves]
+    rates = [bd_rate(curves[reference, d], curves[codec, d]) for d in digests if (reference, d) in curves]
     known = [r for r in rates if r is not None]
     return fmean(known) if known and len(known) == len(digests) else None
 
@@ -115,18 +115,18 @@ def set_strangers_aside(
 
 
 def rows(
-    measurements: list[Measurement], anchors: Mapping[str, Mapping[str, Curves]]
+    measurements: list[Measurement], anchors: Mapping[str, Mapping[str, Curves]], reference: str = peers.REFERENCE
 ) -> tuple[dict[str, list[Row]], dict[str, dict[str, Curves]]]:
     """The table of each set, best first, and the curves behind it by set and source.
 
-    `anchors` holds curves by set and file name. The reference is the run's own JPEG; anchors are held against it too.
+    `anchors` holds curves by set and file name. BD-rates, those of anchors too, are against the run's own `reference`.
     """
     curves: dict[str, dict[str, Curves]] = {name: {"measured": c} for name, c in averages(measurements).items()}
     for set_name, files in anchors.items():
         curves.setdefault(set_name, {}).update(files)
     tables = {}
     for set_name, sources in curves.items():
-        reference = sources.get("measured", {}).get(peers.REFERENCE)
+        against = sources.get("measured", {}).get(reference)
         table = []
         for source, of_source in sources.items():
             for codec, points in of_source.items():
@@ -134,17 +134,19 @@ def rows(
                 psnrs = [p.psnr_rgb for p in points if p.psnr_rgb is not None]
                 if not psnrs:
                     continue
-                own_mean = _mean_of_pictures(measurements, set_name, codec) if source == "measured" else None
+                own_mean = None
+                if source == "measured":
+                    own_mean = _mean_of_pictures(measurements, set_name, codec, reference)
                 row = Row(
                     codec=codec,
                     source=source,
                     points=len(points),
                     bits_per_pixel=(min(rates), max(rates)),
                     psnr_rgb=(min(psnrs), max(psnrs)),
-                    bd_psnr_rgb=_bd(reference, points, "psnr_rgb"),
+                    bd_psnr_rgb=_bd(against, points, "psnr_rgb"),
                     bd_psnr_rgb_mean_of_pictures=own_mean,
-                    bd_psnr_y=_bd(reference, points, "psnr_y"),
-                    bd_ms_ssim=_bd(reference, points, "ms_ssim"),
+                    bd_psnr_y=_bd(against, points, "psnr_y"),
+                    bd_ms_ssim=_bd(against, points, "ms_ssim"),
                 )
                 table.append(row)
         tables[set_name] = sorted(table, key=lambda r: (r.bd_psnr_rgb is None, r.bd_psnr_rgb or 0.0))
@@ -152,7 +154,7 @@ def rows(
 
 
 def reversals(measurements: Iterable[Measurement], codec: str) -> list[Reversal]:
-    """Where rate or PSNR falls from one setting to the next higher, for a codec whose settings rise with quality."""
+    """Where rate, PSNR or MS-SSIM does not rise with the setting, for a codec whose settings rise with quality."""
     by_picture: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
     for m in measurements:
         if m.codec == codec:
@@ -161,17 +163,19 @@ def reversals(measurements: Iterable[Measurement], codec: str) -> list[Reversal]
     for (set_name, image), group in by_picture.items():
         group.sort(key=lambda m: m.setting)
         for lower, higher in pairwise(group):
-            for quantity in ("bits_per_pixel", "psnr_rgb"):
+            for quantity in ("bits_per_pixel", "psnr_rgb", "ms_ssim"):
                 values = getattr(lower, quantity), getattr(higher, quantity)
-                if values[1] < values[0]:
+                if None not in values and values[1] <= values[0]:
                     settings = lower.setting, higher.setting
                     found.append(Reversal(set_name, image, codec, quantity, settings, values))
     return found
 
 
-def as_json(tables: Mapping[str, list[Row]], curves: Mapping[str, Mapping[str, Curves]]) -> dict[str, Any]:
+def as_json(
+    tables: Mapping[str, list[Row]], curves: Mapping[str, Mapping[str, Curves]], reference: str = peers.REFERENCE
+) -> dict[str, Any]:
     return {
-        "reference": peers.REFERENCE,
+        "reference": reference,
         "tables": {name: [asdict(row) for row in table] for name, table in tables.items()},
         "curves": {
             set_name: {
@@ -183,10 +187,10 @@ def as_json(tables: Mapping[str, list[Row]], curves: Mapping[str, Mapping[str, C
     }
 
 
-def format_table(set_name: str, pictures: int, table: list[Row]) -> str:
+def format_table(set_name: str, pictures: int, table: list[Row], reference: str = peers.REFERENCE) -> str:
     """One wide row per codec."""
     lines = [
-        f"{set_name}: {pictures} pictures; BD-rate in % against {peers.REFERENCE} of this run (negative: fewer bits)",
+        f"{set_name}: {pictures} pictures; BD-rate in % against {reference} of this run (negative: fewer bits)",
         f"{'codec':<28}{'PSNR RGB':>9}{'per pict.':>10}{'PSNR Y':>8}{'MS-SSIM':>9}"
         f"{'bits per pixel':>17}{'PSNR RGB dB':>15}{'points':>8}  source",
     ]
@@ -211,7 +215,7 @@ def format_points(codec: str, points: list[Point]) -> str:
 
 def format_reversals(codec: str, pictures: int, found: list[Reversal]) -> str:
     if not found:
-        return f"{codec}: rate and PSNR rise with the setting on all {pictures} pictures"
+        return f"{codec}: rate, PSNR and MS-SSIM rise with the setting on all {pictures} pictures"
     lines = [f"{codec}: not monotone in {len(found)} places"]
     for r in found:
         values = f"{r.values[0]:.4f} -> {r.values[1]:.4f}"

@@ -60,7 +60,11 @@ def write(
     """Write the page of the report `document`, in its JSON form; without `encode_to_size` it has no crops."""
     parts = ["<h1>linnet beside other codecs</h1>", _host(document)]
     for set_name, table in document["tables"].items():
-        parts.append(_table(set_name, len(document["sets"].get(set_name, [])), table, document["under_test"]))
+        parts.append(
+            _table(
+                set_name, len(document["sets"].get(set_name, [])), table, document["under_test"], document["reference"]
+            )
+        )
     parts.append(_curves(document))
     if encode_to_size is not None:
         shown = _first_of_each_set(photographs)
@@ -75,13 +79,13 @@ def _host(document: dict[str, Any]) -> str:
     return f"<p>{html.escape(host)}</p>"
 
 
-def _table(set_name: str, pictures: int, table: list[dict[str, Any]], under_test: str | None) -> str:
+def _table(set_name: str, pictures: int, table: list[dict[str, Any]], under_test: str | None, reference: str) -> str:
     def percent(value: float | None) -> str:
         return "–" if value is None else f"{value:+.1f} %"
 
     lines = [
-        f"<h2>{html.escape(set_name)}: {pictures} pictures</h2><p>BD-rate against {peers.REFERENCE}: negative is fewer "
-        "bits at equal quality. Whole files.</p><table><tr><th>codec<th>PSNR RGB<th>PSNR Y<th>MS-SSIM"
+        f"<h2>{html.escape(set_name)}: {pictures} pictures</h2><p>BD-rate against {html.escape(reference)}: "
+        "negative is fewer bits at equal quality. Whole files.</p><table><tr><th>codec<th>PSNR RGB<th>PSNR Y<th>MS-SSIM"
         "<th>bits per pixel<th>PSNR RGB, dB<th>source</tr>"
     ]
     for row in table:

@@ -323,8 +323,16 @@ def test_rd_takes_any_codec_under_test_in_several_processes(folder: Path, capsys
     arguments = rd_arguments(folder, "--peers", "jpeg-420", "--processes", 2)
     assert rd.run(arguments, codec=subject()) == 0
     out = capsys.readouterr().out
-    assert "subject: rate and PSNR rise with the setting on all 2 pictures" in out
-    assert "set: 2 pictures" in out
+    assert "subject: rate, PSNR and MS-SSIM rise with the setting on all 2 pictures" in out
+    assert "set: 2 pictures; BD-rate in % against jpeg-420" in out
+    arguments = rd_arguments(folder, "--peers", "jpeg-420", "--against", "subject")
+    assert rd.run(arguments, codec=subject()) == 0
+    out = capsys.readouterr().out
+    assert "against subject of this run" in out
+    (own,) = (line.split() for line in out.splitlines() if line.startswith("subject  "))
+    assert own[1] == own[2] == "+0.0"
+    with pytest.raises(UsageError, match="--against avif: not measured here; choose from subject, jpeg-420"):
+        rd.run(rd_arguments(folder, "--peers", "jpeg-420", "--against", "avif"), codec=subject())
 
 
 def test_linnet_is_a_codec_like_the_others_and_travels_to_another_process() -> None:
@@ -388,7 +396,7 @@ def test_averages_and_reversals() -> None:
     assert (first.setting, first.ms_ssim) == (2, 0.95)
     assert (second.bits_per_pixel, second.psnr_rgb, second.psnr_y) == pytest.approx((0.3, 32, 33))
     assert second.ms_ssim == 0.9
-    (reversal,) = report.reversals(measurements, "c")
+    (reversal,) = report.reversals(measurements, "c")  # MS-SSIM rises, or is not known
     assert (reversal.image, reversal.quantity, reversal.values) == ("a", "bits_per_pixel", (0.2, 0.1))
     assert "a: bits_per_pixel 0.2000 -> 0.1000 from 1 to 2" in report.format_reversals("c", 2, [reversal])
 
