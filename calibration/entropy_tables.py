@@ -12,9 +12,8 @@ import math
 
 import numpy as np
 
-from ..runtime.latents import SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE
+from ..runtime.latents import FREQUENCY_BITS, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE
 
-PROBABILITY_BITS = 14
 MAX_RADIUS = 255
 SKIP_SCALE = 0.1
 """Below this scale a symbol is not coded at all: it is 0 but for one in a thousand."""
@@ -60,7 +59,7 @@ def _laplacian(scale: float, radius: int) -> np.ndarray:
 
 def _normalised(share: np.ndarray) -> np.ndarray:
     """Frequencies of -radius..radius and the escape, each at least 1, summing to 2**14 exactly."""
-    radius, total = len(share) - 2, 1 << PROBABILITY_BITS
+    radius, total = len(share) - 2, 1 << FREQUENCY_BITS
     flank = share[1:-1] / 2
     probability = np.concatenate([flank[::-1], share[:1], flank, np.maximum(share[-1:], TAIL)])
     frequency = np.maximum(1, np.rint(probability / probability.sum() * total)).astype(np.int64)

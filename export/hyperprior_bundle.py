@@ -16,14 +16,22 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from ..calibration.entropy_tables import PROBABILITY_BITS, fitted_tables, laplacian_tables
+from ..calibration.entropy_tables import fitted_tables, laplacian_tables
 from ..calibration.qat import to_full_scale
 from ..runtime import backends, core
 from ..runtime.bundle import Bundle
 from ..runtime.codec import Codec
 from ..runtime.coding import TileCoder
 from ..runtime.errors import InputError
-from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, CodingStep
+from ..runtime.latents import (
+    FINE_EXP,
+    GAIN_EXP,
+    SCALE_STEPS_PER_OCTAVE,
+    SCALE_TABLES,
+    SMALLEST_SCALE,
+    CodingStep,
+    code_lengths,
+)
 from . import conversion
 from .bundling import QUALITIES, write_codec
 from .models.hyperprior import OWN_QUALITY, QUALITIES_PER_OCTAVE, Hyperprior
@@ -35,7 +43,6 @@ FITTED_CROPS, COUNTED_CROPS, BATCH = 12, 48, 1
 MAX_SYMBOL = 512
 MEASURED_IMAGES, MEASURED_SIDE = 6, 512
 """The held-out images that the loss is measured on, and the most of each, from its middle."""
-ESCAPE_BITS = 10
 LEAST_IMAGES = 5
 
 
@@ -178,23 +185,8 @@ def _fixed_densities(codec: Hyperprior, crops: np.ndarray) -> tuple[np.ndarray, 
         symbols = torch.cat([torch.round(v - codec.medians[:, None, None])[0].flatten(1) for v in values], 1)
     largest = symbols.abs().clamp(max=MAX_SYMBOL - 1).long().numpy()
     counts = np.stack([np.bincount(row, minlength=MAX_SYMBOL) for row in largest])
-    return (codec.medians / lattice.unit).round().numpy(), (counts @ _code_lengths().T).argmin(1)
-
-
-def _code_lengths() -> np.ndarray:
-    """(SCALE_TABLES, MAX_SYMBOL): bits of |symbol| under each table."""
-    frequencies, radii = laplacian_tables()
-    bits = np.full((SCALE_TABLES, MAX_SYMBOL), np.inf)
-    start = 0
-    for table, radius in enumerate(radii.astype(int)):
-        if radius:
-            own = PROBABILITY_BITS - np.log2(frequencies[start : start + 2 * radius + 2])
-            bits[table, : radius + 1] = own[radius : 2 * radius + 1]
-            bits[table, radius + 1 :] = own[-1] + ESCAPE_BITS
-            start += 2 * radius + 2
-        else:
-            bits[table, 0], bits[table, 1:] = 0, 1e6  # finite, so that no count times it is not a number
-    return bits
+    lengths = code_lengths(*laplacian_tables(), MAX_SYMBOL)
+    return (codec.medians / lattice.unit).round().numpy(), (counts @ lengths.T).argmin(1)
 
 
 def _symbol_counts(bundle: Bundle, crops: np.ndarray) -> np.ndarray:

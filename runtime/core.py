@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError, MachineError
-from .latents import FINE_EXP, GAIN_EXP
+from .latents import FINE_EXP, FREQUENCY_BITS, GAIN_EXP
 
 API_VERSION = 1
 """LINNET_API_VERSION of the header this module was written for."""
 MAX_TABLES = 128
 MAX_RADIUS = 255
-FREQUENCY_SUM = 1 << 14
+FREQUENCY_SUM = 1 << FREQUENCY_BITS
 MIN_SYMBOL, MAX_SYMBOL = -512, 511
 STATE_BYTES = 16
 """Size of the shortest entropy-coded payload, the four lanes' states alone."""

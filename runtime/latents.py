@@ -22,6 +22,12 @@ SCALE_STEPS_PER_OCTAVE = 8
 SCALE_TABLES = 80
 SMALLEST_SCALE = 0.06
 """Standard deviation, in symbols, of entropy table 0; table i has SMALLEST_SCALE * 2**(i / 8)."""
+FREQUENCY_BITS = 14
+"""The frequencies of an entropy table add up to 2**FREQUENCY_BITS."""
+ESCAPE_BITS = 10
+"""Of a symbol beyond its table's radius, after the escape."""
+UNCODABLE = 1e6
+"""Bits, in place of infinitely many, of what a table cannot code: finite, so that no count times it is not a number."""
 COMPANDING_KNEE = 3.0
 BIT_WORTH = 0.08
 """Squared error, in squared quantisation steps, that the encoder accepts to save one bit. High-rate theory gives
@@ -72,6 +78,24 @@ def quality_value(quality: int) -> int:
     return round((quality - 1) * 254 / 99) - 127
 
 
+def code_lengths(frequencies: np.ndarray, radii: np.ndarray, count: int) -> np.ndarray:
+    """(tables, count) float64: bits of the symbols 0, 1, ... `count` - 1 under each entropy table, escapes included.
+
+    A negative symbol takes what the positive one takes. UNCODABLE stands for what a skip table (radius 0) cannot code.
+    """
+    lengths = np.full((len(radii), count), UNCODABLE)
+    lengths[:, 0] = 0
+    start = 0
+    for table, radius in enumerate(radii.astype(int)):
+        if radius:
+            bits = -np.log2(frequencies[start + radius : start + 2 * radius + 2] / 2**FREQUENCY_BITS)
+            coded = min(radius + 1, count)
+            lengths[table, :coded] = bits[:coded]
+            lengths[table, coded:] = bits[-1] + ESCAPE_BITS
+            start += 2 * radius + 2
+    return lengths
+
+
 def rounding_offsets(frequencies: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """(tables, 2) float32: what the encoder adds to a residual's magnitude before it cuts the fraction off.
 
@@ -81,13 +105,11 @@ def rounding_offsets(frequencies: np.ndarray, radii: np.ndarray) -> np.ndarray:
     skip table (radius 0) always gives 0.
     """
     offsets = np.full((len(radii), 2), -np.inf, np.float32)
-    start = 0
+    lengths = code_lengths(frequencies, radii, int(radii.max(initial=0)) + 1)
     for table, radius in enumerate(radii.astype(int)):
         if radius:
-            bits = -np.log2(frequencies[start + radius : start + 2 * radius + 1] / 2**14)
-            steps = np.diff(bits)
+            steps = np.diff(lengths[table, : radius + 1])
             offsets[table] = 0.5 - BIT_WORTH / 2 * np.array(
                 [steps[0], np.median(steps[1:]) if radius > 1 else steps[0]]
             )
-            start += 2 * radius + 2
     return np.clip(offsets, None, 0.5)

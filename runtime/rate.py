@@ -17,7 +17,7 @@ import numpy as np
 from . import core
 from .bundle import Bundle
 from .errors import UsageError
-from .latents import GAIN_EXP
+from .latents import GAIN_EXP, code_lengths
 
 SAMPLED_POSITIONS = 4096
 """Latent positions whose symbols are kept, spread over the frame in whole rows."""
@@ -25,7 +25,6 @@ USUAL_RATE = {5: 0.12, 100: 1.73}
 """Bits per pixel of photographs at two qualities, between which their logarithm is nearly linear: the first guess."""
 CONTEXT_LOSS = 0.0012, 50
 """Predictions are worse from coarser contexts: by this share of the rate per step of quality, below this quality."""
-ESCAPE_BITS = 10
 LARGEST_CORRECTION = 4
 """Steps of quality by which a tile may differ from the others to meet the size."""
 TRUST = 0.05
@@ -50,7 +49,10 @@ class RateCurve:
     def __init__(self, bundle: Bundle, positions: int) -> None:
         """`positions` is how many latent positions the frame has."""
         self._bundle = bundle
-        self._bits = code_lengths(bundle)
+        tables = bundle.entropy_tables
+        lengths = code_lengths(tables.frequencies, tables.radii, core.MAX_RADIUS + 2)
+        self._bits = np.rint(256 * lengths).astype(np.int32)
+        """1/256 bits of each magnitude under each table."""
         self._every = max(1, -(-positions // SAMPLED_POSITIONS))
         self._samples: list[_Sample] = []
         self._estimates: dict[int, float] = {}
@@ -98,20 +100,6 @@ class RateCurve:
             middle = (low + high) // 2
             low, high = (middle, high) if self.relative(middle) <= wanted else (low, middle)
         return low if wanted / self.relative(low) < self.relative(high) / wanted else high
-
-
-def code_lengths(bundle: Bundle) -> np.ndarray:
-    """(tables, M) int32: 1/256 bits of a symbol of magnitude 0, 1, ... M - 1 under each table, escapes included."""
-    tables = bundle.entropy_tables
-    lengths = np.zeros((len(tables), core.MAX_RADIUS + 2))
-    start = 0
-    for table, radius in enumerate(tables.radii.astype(int)):
-        if radius:
-            bits = -np.log2(tables.frequencies[start : start + 2 * radius + 2] / core.FREQUENCY_SUM)
-            lengths[table, : radius + 1] = bits[radius : 2 * radius + 1]
-            lengths[table, radius + 1 :] = bits[-1] + ESCAPE_BITS
-            start += 2 * radius + 2
-    return np.rint(256 * lengths).astype(np.int32)
 
 
 def first_guess(bits_per_pixel: float) -> int:
