@@ -115,7 +115,7 @@ def set_strangers_aside(
 
 
 def rows(
-    measurements: list[Measurement], anchors: Mapping[str, Mapping[str, Curves]], reference: str = peers.REFERENCE
+    measurements: list[Measurement], anchors: Mapping[str, Mapping[str, Curves]], reference: str
 ) -> tuple[dict[str, list[Row]], dict[str, dict[str, Curves]]]:
     """The table of each set, best first, and the curves behind it by set and source.
 
@@ -172,7 +172,7 @@ def reversals(measurements: Iterable[Measurement], codec: str) -> list[Reversal]
 
 
 def as_json(
-    tables: Mapping[str, list[Row]], curves: Mapping[str, Mapping[str, Curves]], reference: str = peers.REFERENCE
+    tables: Mapping[str, list[Row]], curves: Mapping[str, Mapping[str, Curves]], reference: str
 ) -> dict[str, Any]:
     return {
         "reference": reference,
@@ -187,7 +187,7 @@ def as_json(
     }
 
 
-def format_table(set_name: str, pictures: int, table: list[Row], reference: str = peers.REFERENCE) -> str:
+def format_table(set_name: str, pictures: int, table: list[Row], reference: str) -> str:
     """One wide row per codec."""
     lines = [
         f"{set_name}: {pictures} pictures; BD-rate in % against {reference} of this run (negative: fewer bits)",

@@ -59,12 +59,7 @@ def write(
 ) -> None:
     """Write the page of the report `document`, in its JSON form; without `encode_to_size` it has no crops."""
     parts = ["<h1>linnet beside other codecs</h1>", _host(document)]
-    for set_name, table in document["tables"].items():
-        parts.append(
-            _table(
-                set_name, len(document["sets"].get(set_name, [])), table, document["under_test"], document["reference"]
-            )
-        )
+    parts += [_table(document, set_name) for set_name in document["tables"]]
     parts.append(_curves(document))
     if encode_to_size is not None:
         shown = _first_of_each_set(photographs)
@@ -79,17 +74,18 @@ def _host(document: dict[str, Any]) -> str:
     return f"<p>{html.escape(host)}</p>"
 
 
-def _table(set_name: str, pictures: int, table: list[dict[str, Any]], under_test: str | None, reference: str) -> str:
+def _table(document: dict[str, Any], set_name: str) -> str:
     def percent(value: float | None) -> str:
         return "–" if value is None else f"{value:+.1f} %"
 
     lines = [
-        f"<h2>{html.escape(set_name)}: {pictures} pictures</h2><p>BD-rate against {html.escape(reference)}: "
+        f"<h2>{html.escape(set_name)}: {len(document['sets'].get(set_name, []))} pictures</h2>"
+        f"<p>BD-rate against {html.escape(document['reference'])}: "
         "negative is fewer bits at equal quality. Whole files.</p><table><tr><th>codec<th>PSNR RGB<th>PSNR Y<th>MS-SSIM"
         "<th>bits per pixel<th>PSNR RGB, dB<th>source</tr>"
     ]
-    for row in table:
-        ours = ' class="ours"' if row["codec"] == under_test else ""
+    for row in document["tables"][set_name]:
+        ours = ' class="ours"' if row["codec"] == document["under_test"] else ""
         rate, psnr = ("{:.2f} to {:.2f}".format(*row[key]) for key in ("bits_per_pixel", "psnr_rgb"))
         figures = (percent(row[key]) for key in ("bd_psnr_rgb", "bd_psnr_y", "bd_ms_ssim"))
         cells = [html.escape(row["codec"]), *figures, rate, psnr, html.escape(row["source"])]

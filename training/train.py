@@ -289,7 +289,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.steps, self.elapsed = state["steps"], state["elapsed"]
             self.tuning = state.get("tuning", self.tuning)
-            self.kept = state["kept"]
+            self.kept = state.get("kept", self.kept)
         keep(self.codec, self.kept)
         self.phases = TUNING_PHASES if self.tuning else PHASES
         self.rng = np.random.default_rng((seed, self.steps, worker))

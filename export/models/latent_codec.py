@@ -87,7 +87,7 @@ def mirrored(images: Tensor, margin: int) -> Tensor:
 class LatentCodec(nn.Module):
     """A whole codec as one trainable module; `forward` takes images in full-scale units and one quality each.
 
-    Subclasses have an `architecture`, the coding `steps` and the networks, which they make in `_make_networks`.
+    Subclasses have an `architecture`, the coding `steps` and the networks.
     """
 
     architecture: str
@@ -112,7 +112,6 @@ class LatentCodec(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._make_networks()
         gains = self.gain_count + HYPER_CHANNELS
         self.finest_log_gain = nn.Parameter(torch.full((gains,), -3.0))
         self.log_gain_steps = nn.Parameter(torch.full((GAIN_ANCHORS - 1, gains), 0.0))
@@ -126,9 +125,6 @@ class LatentCodec(nn.Module):
         self.exact = False
         self.networks = True
         """Off: the synthesis is its linear filters alone, so that the entropy model warms up at little cost."""
-
-    def _make_networks(self) -> None:
-        raise NotImplementedError
 
     def _spread(self, gains: Tensor) -> Tensor:
         """Learned gains (..., gain_count + hyper channels), log2, to one for each channel."""

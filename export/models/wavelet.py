@@ -371,16 +371,17 @@ class Wavelet(LatentCodec):
     gain_count = BAND_COUNT
     widths = Widths()
 
-    def _make_networks(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         widths = self.widths
-        self.analysis: nn.Module = Analysis()
-        self.hyper_analysis: nn.Module = HyperAnalysis(widths)
-        self.hyper_synthesis: nn.Module = HyperSynthesis(widths)
+        self.analysis = Analysis()
+        self.hyper_analysis = HyperAnalysis(widths)
+        self.hyper_synthesis = HyperSynthesis(widths)
         self.context_steps = nn.ModuleList(
             [CoarseStep(step, widths) for step in CODING_STEPS[1:4]]
             + [RefiningStep(2, widths), FineStep(2, widths), RefiningStep(1, widths), FineStep(1, widths)]
         )
-        self.synthesis: nn.Module = Synthesis()
+        self.synthesis = Synthesis()
 
     def _spread(self, gains: Tensor) -> Tensor:
         """One gain for each band, at least FINEST_LOG2_GAIN; those of the hyper-latent stay at least 0."""
