@@ -111,7 +111,10 @@ def test_import_linnet_is_light() -> None:
 
 def test_help_is_light() -> None:
     code = "from linnet.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
-    assert not loaded(code) & {"numpy", "onnxruntime", "PIL", "cv2", "tqdm", "torch", "linnet.benchmarks"}
+    found = loaded(code)
+    assert not found & {"numpy", "onnxruntime", "PIL", "cv2", "tqdm", "torch", "linnet.benchmarks"}
+    installed = {name.partition(".")[0] for name in found - loaded("pass")} - {"linnet"}
+    assert installed <= sys.stdlib_module_names
 
 
 def test_front_door_keeps_its_promises() -> None:
