@@ -25,35 +25,39 @@ PRIOR = 400.0
 """Symbols that the Laplacian counts for beside those that were counted."""
 
 
-def laplacian_tables() -> tuple[np.ndarray, np.ndarray]:
-    """(frequencies (sum of 2 * radius + 2,) uint16, radii (SCALE_TABLES,) uint16); radius 0 marks a skip."""
-    return fitted_tables(np.zeros((SCALE_TABLES, 1)))
+def laplacian_tables(trellis: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(frequencies (sum of 2 * radius + 2,) uint16, radii uint16 of SCALE_TABLES tables, or with `trellis` of as many
+    for each of its two quantisers); radius 0 marks a skip."""
+    return fitted_tables(np.zeros((2 if trellis else 1, SCALE_TABLES, 1)))
 
 
 def fitted_tables(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `laplacian_tables`, but fitted: `counts` (SCALE_TABLES, M) says how often |symbol| was 0, 1, ... per table."""
+    """As `laplacian_tables`, but fitted: `counts` (quantisers, SCALE_TABLES, M) says how often |symbol| was 0, 1, ...
+    per quantiser and table."""
     frequencies, radii = [], []
-    for table in range(SCALE_TABLES):
+    for quantiser, table in np.ndindex(counts.shape[:2]):
         scale = SMALLEST_SCALE * 2.0 ** (table / SCALE_STEPS_PER_OCTAVE)
         radius = 0
         if scale >= SKIP_SCALE:
             radius = min(MAX_RADIUS, max(1, math.ceil(-math.log(TAIL) * scale / math.sqrt(2))))
             seen = np.zeros(radius + 2)  # 0..radius and beyond
-            np.add.at(seen, np.minimum(np.arange(counts.shape[1]), radius + 1), counts[table])
-            share = (seen + PRIOR * _laplacian(scale, radius)) / (seen.sum() + PRIOR)
+            np.add.at(seen, np.minimum(np.arange(counts.shape[2]), radius + 1), counts[quantiser, table])
+            share = (seen + PRIOR * _laplacian(scale, radius, quantiser)) / (seen.sum() + PRIOR)
             frequencies.append(_normalised(share))
         radii.append(radius)
     return np.concatenate(frequencies).astype(np.uint16), np.array(radii, np.uint16)
 
 
-def _laplacian(scale: float, radius: int) -> np.ndarray:
-    """Shares of |symbol| = 0..radius and beyond, the last at least TAIL; (radius + 2,)."""
+def _laplacian(scale: float, radius: int, quantiser: int) -> np.ndarray:
+    """Shares of |symbol| = 0..radius and beyond, the last at least TAIL; (radius + 2,). The second quantiser's symbols
+    other than 0 stand half a step nearer to it."""
 
     def tail(x: float) -> float:
         return math.exp(-math.sqrt(2) * x / scale)
 
-    flank = [tail(s - 0.5) - tail(s + 0.5) for s in range(1, radius + 1)]
-    share = np.array([1 - tail(0.5), *flank, max(tail(radius + 0.5), TAIL)])
+    first, shift = (0.25, 0.5) if quantiser else (0.5, 0.0)
+    tails = [1.0, tail(first), *(tail(s + 0.5 - shift) for s in range(1, radius + 1))]
+    share = np.array([*-np.diff(tails), max(tails[-1], TAIL)])
     return share / share.sum()
 
 

@@ -17,6 +17,7 @@ from ..calibration.certificate import certificate
 from ..calibration.entropy_tables import fitted_tables, laplacian_tables
 from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
+from ..runtime import core
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
 from ..runtime.errors import InputError, UsageError
 from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
@@ -29,13 +30,14 @@ from .tracing import trace
 MODELS: dict[str, type[LatentCodec]] = {model.architecture: model for model in (Wavelet, Micro)}
 QUALITIES = 100
 COUNTED_QUALITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+COUNTED_ROUNDS = 3
 PLANE_STEP = 2
 """Pixels per position of the planes that enter the analysis."""
 
 
 def load_codec(weights: Path) -> tuple[LatentCodec, np.ndarray | None]:
     """The codec with the averaged weights of a training checkpoint, in exact evaluation mode, and the symbols
-    that the training counted (SCALE_TABLES, M), if it did."""
+    that the training counted (2, SCALE_TABLES, M), if it did."""
     codec, counts = _load_checkpoint(weights)
     codec.set_exact(True)
     return codec.eval(), counts
@@ -55,21 +57,29 @@ def _load_checkpoint(weights: Path) -> tuple[LatentCodec, np.ndarray | None]:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{weights} is not a training checkpoint of linnet ({reason})") from error
     counts = checkpoint.get("symbol_counts")
+    if counts is not None and counts.ndim != 3:
+        raise InputError(f"{weights} was trained for a scalar quantiser: train it on (--start) for the trellis")
     return codec, None if counts is None else counts.numpy()
 
 
 def count_symbols(codec: LatentCodec, images: torch.Tensor) -> torch.Tensor:
-    """(SCALE_TABLES, 512) int64: the symbols of `images` at COUNTED_QUALITIES, for `fitted_tables`."""
-    training = codec.training
+    """(2, SCALE_TABLES, 512) int64: the symbols of `images` at COUNTED_QUALITIES, for `fitted_tables`.
+
+    What the encoder chooses follows the tables, and these follow what it chooses: they are fitted several times.
+    """
+    training, tables = codec.training, codec.entropy_tables
     codec.eval()
-    codec.symbol_counts = torch.zeros(SCALE_TABLES, 512, dtype=torch.int64, device=codec.device)
     with torch.no_grad():
-        for quality in COUNTED_QUALITIES:
-            for part in images.split(8):
-                codec.code(codec.latent(part), torch.full((len(part),), quality, device=codec.device))
-    counts, codec.symbol_counts = codec.symbol_counts, None
+        for _ in range(COUNTED_ROUNDS):
+            codec.symbol_counts = np.zeros((2 * SCALE_TABLES, core.MAX_SYMBOL + 1), np.int64)
+            for quality in COUNTED_QUALITIES:
+                for part in images.split(8):
+                    codec.code(codec.latent(part), torch.full((len(part),), quality, device=codec.device))
+            counts = codec.symbol_counts.reshape(2, SCALE_TABLES, -1)
+            codec.entropy_tables = core.EntropyTables(*fitted_tables(counts))
+    codec.symbol_counts, codec.entropy_tables = None, tables
     codec.train(training)
-    return counts.cpu()
+    return torch.from_numpy(counts)
 
 
 def load_bundle_into_codec(bundle: Bundle) -> LatentCodec:
@@ -92,6 +102,7 @@ def load_bundle_into_codec(bundle: Bundle) -> LatentCodec:
                     layer.gain.fill_(1.0)
                     layer.weight.copy_(torch.from_numpy(weight) * scale[:, None, None, None])
                     layer.bias.copy_(torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0**-ACTIVATION_EXP)
+    codec.entropy_tables = bundle.entropy_tables
     codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0 ** -(GAIN_EXP + FINE_EXP)
     codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[: codec.latent_channels]))
     codec.set_exact(True)
@@ -138,7 +149,7 @@ def bundle_codec(codec: LatentCodec, counts: np.ndarray | None, out: Path) -> st
     """As `export_codec`, of a codec in memory and the symbols counted for its entropy tables."""
     networks = {name: trace(name, module, channels) for name, (module, channels) in codec.named_networks().items()}
     gains, offsets = quality_tables(codec)
-    frequencies, radii = laplacian_tables() if counts is None else fitted_tables(counts)
+    frequencies, radii = laplacian_tables(trellis=True) if counts is None else fitted_tables(counts)
     tables = {
         "gains": gains,
         "mean_shifts": np.concatenate([codec.mean_shift.numpy(), np.full(HYPER_CHANNELS, FINE_EXP)]).astype(np.uint8),
@@ -154,6 +165,7 @@ def bundle_codec(codec: LatentCodec, counts: np.ndarray | None, out: Path) -> st
         "latent_channels": codec.latent_channels,
         "hyper_channels": HYPER_CHANNELS,
         "coding_steps": [asdict(step) for step in codec.steps],
+        "trellis": True,
     }
     return write_codec(out, manifest, networks, tables)
 

@@ -190,7 +190,7 @@ def _fixed_densities(codec: Hyperprior, crops: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _symbol_counts(bundle: Bundle, crops: np.ndarray) -> np.ndarray:
-    """(SCALE_TABLES, MAX_SYMBOL): how often the encoder writes |symbol| under each table."""
+    """(1, SCALE_TABLES, MAX_SYMBOL): how often the encoder writes |symbol| under each table."""
     backend = backends.select("auto", bundle)
     counts = np.zeros((SCALE_TABLES, MAX_SYMBOL), np.int64)
     coders = [TileCoder(bundle, backend, quality) for quality in MEASURED_QUALITIES]
@@ -200,7 +200,7 @@ def _symbol_counts(bundle: Bundle, crops: np.ndarray) -> np.ndarray:
         for coder in coders:
             ((symbols, tables),), _ = coder.symbols(latents)
             np.add.at(counts, (tables, np.minimum(np.abs(symbols), MAX_SYMBOL - 1)), 1)
-    return counts
+    return counts[None]
 
 
 def _measure(model: nn.Module, out: Path, images: list[np.ndarray]) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from . import core
 from .backends import Backend
 from .bundle import Bundle
 from .errors import InputError
-from .latents import CodingStep, quality_value
+from .latents import BIT_WORTH, TRELLIS_BIT_WORTH, CodingStep, quality_value
 from .rate import RateCurve
 from .stages import ENTROPY, stage
 from .tiles import BLOCK, HYPER_BLOCK
@@ -64,13 +64,15 @@ class TileCoder:
         self, latents: np.ndarray, curve: RateCurve | None = None
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
         """As `encode`, but (symbols, table index of each) of each tile instead of payloads."""
+        tables, trellis = self._bundle.entropy_tables, self._bundle.trellis
+        bit_worth = TRELLIS_BIT_WORTH if trellis else BIT_WORTH
         symbols: list[list[np.ndarray]] = [[] for _ in latents]
         indices: list[list[np.ndarray]] = [[] for _ in latents]
 
         def quantize(tile, step, parameters, decoded, companded, value):  # type: ignore[no-untyped-def]
-            tile_symbols, tile_indices = core.quantize(
-                step, value, parameters, self._bundle.rounding, decoded, companded
-            )
+            residual, table_index = core.step_residuals(step, value, parameters)
+            tile_symbols, levels, tile_indices = core.search(tables, residual, table_index, bit_worth, trellis)
+            core.dequantize(step, parameters, levels, decoded, companded)
             symbols[tile].append(tile_symbols)
             indices[tile].append(tile_indices)
             if curve is not None:
@@ -90,12 +92,13 @@ class TileCoder:
 
         Raises InputError naming the tile (by `names`) whose payload is damaged.
         """
-        tables = self._bundle.entropy_tables
+        tables, trellis = self._bundle.entropy_tables, self._bundle.trellis
         decoders = [_of_tile(name, core.RansDecoder, payload) for name, payload in zip(names, payloads, strict=True)]
 
         def dequantize(tile, step, parameters, decoded, companded, value):  # type: ignore[no-untyped-def]
-            symbols = _of_tile(names[tile], decoders[tile].decode, tables, core.step_tables(step, parameters))
-            core.dequantize(step, parameters, symbols, decoded, companded)
+            table_index = core.step_tables(step, parameters)
+            levels = _of_tile(names[tile], decoders[tile].decode, tables, table_index, trellis)
+            core.dequantize(step, parameters, levels, decoded, companded)
 
         shape = (len(payloads), height, width, self._bundle.latent_channels)
         decoded = self._walk(shape, dequantize, None, None)
@@ -180,7 +183,7 @@ class TileCoder:
             mean_shift=self._bundle.mean_shifts[part],
             table_offset=self._offsets[part],
             companding=self._bundle.companding,
-            tables=len(self._bundle.entropy_tables.skip),
+            tables=self._bundle.scale_tables,
         )
 
     def _each(self, function: Callable, count: int) -> list:  # type: ignore[type-arg]

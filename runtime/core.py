@@ -12,7 +12,7 @@ import importlib.machinery
 import importlib.util
 import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ import numpy as np
 from .errors import InputError, MachineError
 from .latents import FINE_EXP, FREQUENCY_BITS, GAIN_EXP
 
-API_VERSION = 1
+API_VERSION = 2
 """LINNET_API_VERSION of the header this module was written for."""
-MAX_TABLES = 128
+MAX_TABLES = 256
 MAX_RADIUS = 255
 FREQUENCY_SUM = 1 << FREQUENCY_BITS
 MIN_SYMBOL, MAX_SYMBOL = -512, 511
@@ -61,11 +61,15 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linnet_rans_bound": (c_size_t, (c_size_t,)),
     "linnet_rans_encode": (c_int, (c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, POINTER(c_size_t))),
     "linnet_rans_decode_start": (c_int, (POINTER(_DecoderStruct), c_void_p, c_size_t)),
-    "linnet_rans_decode": (c_int, (c_void_p, POINTER(_DecoderStruct), c_void_p, c_size_t, c_void_p)),
+    "linnet_rans_decode": (c_int, (c_void_p, POINTER(_DecoderStruct), c_int, c_void_p, c_size_t, c_void_p)),
     "linnet_rans_decode_finish": (c_int, (POINTER(_DecoderStruct),)),
-    "linnet_step_quantize": (c_int, (POINTER(_StepStruct), *[c_void_p] * 7, POINTER(c_size_t))),
     "linnet_step_tables": (c_int, (POINTER(_StepStruct), c_void_p, c_void_p, POINTER(c_size_t))),
     "linnet_step_dequantize": (c_int, (POINTER(_StepStruct), *[c_void_p] * 4)),
+    "linnet_step_residuals": (c_int, (POINTER(_StepStruct), *[c_void_p] * 4, POINTER(c_size_t))),
+    "linnet_search_size": (c_size_t, (c_size_t,)),
+    "linnet_search": (
+        c_int, (c_void_p, c_int, c_float, c_void_p, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p)
+    ),
     "linnet_compand": (c_int, (c_void_p, c_size_t, c_void_p, c_void_p)),
     "linnet_pixels_to_planes": (
         c_int,
@@ -196,6 +200,9 @@ class EntropyTables:
     def __len__(self) -> int:
         return self.skip.size
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> EntropyTables:
+        return self
+
 
 def rans_encode(tables: EntropyTables, symbols: np.ndarray, table_index: np.ndarray) -> bytes:
     """All symbols (count,) int16 of a tile under their tables (count,) uint8, as one payload.
@@ -224,14 +231,21 @@ class RansDecoder:
         self._decoder = _DecoderStruct()
         self._check(_native.linnet_rans_decode_start(self._decoder, self._data.ctypes.data, self._data.size))
 
-    def decode(self, tables: EntropyTables, table_index: np.ndarray) -> np.ndarray:
-        """The next symbols, (count,) int16, one for each entry of `table_index` (count,) uint8."""
+    def decode(self, tables: EntropyTables, table_index: np.ndarray, trellis: bool = False) -> np.ndarray:
+        """The levels, in half steps, of the next symbols, (count,) int16, one for each entry of `table_index` (count,)
+        uint8.
+
+        With `trellis`, of one coding step's symbols, whose table indices lie in the first half of the tables; else
+        levels are twice the symbols.
+        """
         pointer = _vector_pointer(table_index, "table_index", np.uint8)
-        symbols = np.empty(table_index.size, np.int16)
+        levels = np.empty(table_index.size, np.int16)
         self._check(
-            _native.linnet_rans_decode(tables._handle, self._decoder, pointer, symbols.size, symbols.ctypes.data)
+            _native.linnet_rans_decode(
+                tables._handle, self._decoder, trellis, pointer, levels.size, levels.ctypes.data
+            )
         )
-        return symbols
+        return levels
 
     def finish(self) -> None:
         """Raises InputError unless the payload ends exactly here with all lanes back at their start."""
@@ -248,7 +262,7 @@ class Step:
     It covers the positions with (row + column) % 2 == `parity`, or all of them if `parity` is -1. `gain` (n,) int16, in
     1/64 of a quarter latent and at least 64, `mean_shift` (n,) uint8 (2 where means are whole latents, 0 where they are
     quarters) and `table_offset` (n,) int16 have n = last - first entries; `companding` (256,) int8 holds the value for
-    the whole latent w at w + 128; `tables` is the number of entropy tables. The arrays are kept, not copied, and must
+    the whole latent w at w + 128; `tables` is how many entropy tables the parameters choose from. The arrays are kept, not copied, and must
     not change afterwards.
     """
 
@@ -313,43 +327,6 @@ class Step:
         return self.height, self.width, 2 * self.coded_channels
 
 
-def quantize(
-    step: Step,
-    latent: np.ndarray,
-    params: np.ndarray,
-    rounding: np.ndarray,
-    decoded: np.ndarray,
-    companded: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encoder's side of a step: (symbols int16, table_index uint8), both (step.symbols,).
-
-    `latent` float32 (height, width, channels) in full-scale units (1.0 is 128 latent units), `params` int8
-    (height, width, 2n). `rounding` float32 (tables, 2), for residuals below one step and beyond: 0.5 rounds to nearest,
-    less prefers the smaller symbol, -inf (which a skip table needs) always gives 0.
-    What the decoder will see is written to `decoded` int8 (height, width, 2 * channels), whole latents and then their
-    quarters (-2..1), and to `companded` int8 (height, width, channels), at the step's positions and channels only. NaN
-    counts as the mean.
-    """
-    rounding_pointer = _pointer(rounding, "rounding", np.float32, (step.tables, 2))
-    if not (rounding <= 0.5).all():
-        raise ValueError(f"rounding must not exceed 0.5: {rounding.max()}")
-    symbols, table_index = np.empty(step.symbols, np.int16), np.empty(step.symbols, np.uint8)
-    count = c_size_t()
-    error = _native.linnet_step_quantize(
-        step._struct,
-        _pointer(latent, "latent", np.float32, step.latent_shape),
-        _pointer(params, "params", np.int8, step.params_shape),
-        rounding_pointer,
-        _pointer(decoded, "decoded", np.int8, step.decoded_shape, writable=True),
-        _pointer(companded, "companded", np.int8, step.latent_shape, writable=True),
-        symbols.ctypes.data,
-        table_index.ctypes.data,
-        byref(count),
-    )
-    _check(error, "quantisation")
-    return symbols, table_index
-
-
 def step_tables(step: Step, params: np.ndarray) -> np.ndarray:
     """Decoder's side, before the symbols are known: the table index of each, (step.symbols,) uint8."""
     table_index = np.empty(step.symbols, np.uint8)
@@ -361,16 +338,66 @@ def step_tables(step: Step, params: np.ndarray) -> np.ndarray:
     return table_index
 
 
-def dequantize(step: Step, params: np.ndarray, symbols: np.ndarray, decoded: np.ndarray, companded: np.ndarray) -> None:
-    """Decoder's side, with the symbols (step.symbols,) int16: writes exactly what `quantize` wrote."""
+def dequantize(step: Step, params: np.ndarray, levels: np.ndarray, decoded: np.ndarray, companded: np.ndarray) -> None:
+    """What `levels` (step.symbols,) int16, in half steps, stand for, into two arrays at the step's positions and
+    channels: `decoded` int8 (height, width, 2 * channels), whole latents and then their quarters (-2..1), and
+    `companded` int8 (height, width, channels). `params` int8 (height, width, 2n)."""
     error = _native.linnet_step_dequantize(
         step._struct,
         _pointer(params, "params", np.int8, step.params_shape),
-        _pointer(symbols, "symbols", np.int16, (step.symbols,)),
+        _pointer(levels, "levels", np.int16, (step.symbols,)),
         _pointer(decoded, "decoded", np.int8, step.decoded_shape, writable=True),
         _pointer(companded, "companded", np.int8, step.latent_shape, writable=True),
     )
     _check(error, "dequantisation")
+
+
+def step_residuals(step: Step, latent: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encoder's side of a step: how far latents lie from their means, in quantisation steps, float32, and the table
+    index of each, uint8, both (step.symbols,).
+
+    `latent` float32 (height, width, channels) in full-scale units (1.0 is 128 latent units).
+    """
+    residual, table_index = np.empty(step.symbols, np.float32), np.empty(step.symbols, np.uint8)
+    count = c_size_t()
+    error = _native.linnet_step_residuals(
+        step._struct,
+        _pointer(latent, "latent", np.float32, step.latent_shape),
+        _pointer(params, "params", np.int8, step.params_shape),
+        residual.ctypes.data,
+        table_index.ctypes.data,
+        byref(count),
+    )
+    _check(error, "distances from the means")
+    return residual, table_index
+
+
+def search(
+    tables: EntropyTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float, trellis: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(symbols, levels, table index to code each with), int16, int16, uint8 of (count,): those of least squared error
+    (in squared steps) plus `bit_worth` for each bit.
+
+    `residual` float32 and `table_index` uint8, both (count,), are those of one step. Levels are in half steps. With
+    `trellis` they depend on the symbols before (dependent quantisation), and the search is Viterbi's algorithm.
+    """
+    table_index = table_index.copy()
+    count = table_index.size
+    symbols, levels = np.empty(count, np.int16), np.empty(count, np.int16)
+    workspace = np.empty(-(-_native.linnet_search_size(count) // 4), np.uint32)
+    error = _native.linnet_search(
+        tables._handle,
+        trellis,
+        bit_worth,
+        _vector_pointer(residual, "residual", np.float32, count),
+        _vector_pointer(table_index, "table_index", np.uint8),
+        count,
+        workspace.ctypes.data,
+        symbols.ctypes.data,
+        levels.ctypes.data,
+    )
+    _check(error, "choice of symbols")
+    return symbols, levels, table_index
 
 
 def compand(latent: np.ndarray, companding: np.ndarray) -> np.ndarray:

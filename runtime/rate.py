@@ -17,7 +17,7 @@ import numpy as np
 from . import core
 from .bundle import Bundle
 from .errors import UsageError
-from .latents import GAIN_EXP, code_lengths
+from .latents import GAIN_EXP, code_lengths, rounding_offsets
 
 SAMPLED_POSITIONS = 4096
 """Latent positions whose symbols are kept, spread over the frame in whole rows."""
@@ -52,7 +52,8 @@ class RateCurve:
         tables = bundle.entropy_tables
         lengths = code_lengths(tables.frequencies, tables.radii, core.MAX_RADIUS + 2)
         self._bits = np.rint(256 * lengths).astype(np.int32)
-        """1/256 bits of each magnitude under each table."""
+        """1/256 bits of each magnitude under each table. A trellis' first quantiser stands for both."""
+        self._rounding = rounding_offsets(tables.frequencies, tables.radii)
         self._every = max(1, -(-positions // SAMPLED_POSITIONS))
         self._samples: list[_Sample] = []
         self._estimates: dict[int, float] = {}
@@ -86,9 +87,9 @@ class RateCurve:
         bundle = self._bundle
         gain = bundle.gains[quality - 1].astype(np.float32)[sample.channel] / 2**GAIN_EXP
         table = sample.log_scale + bundle.table_offsets[quality - 1][sample.channel]
-        table = np.clip(table, 0, len(self._bits) - 1)
+        table = np.clip(table, 0, bundle.scale_tables - 1)
         magnitude = np.abs(sample.residual) / gain
-        offset = np.where(magnitude < 1, bundle.rounding[table, 0], bundle.rounding[table, 1])
+        offset = np.where(magnitude < 1, self._rounding[table, 0], self._rounding[table, 1])
         symbol = np.clip(np.floor(magnitude + np.maximum(offset, -magnitude)), 0, self._bits.shape[1] - 1)
         return int(self._bits[table, symbol.astype(np.intp)].sum(dtype=np.int64))
 

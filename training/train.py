@@ -68,8 +68,9 @@ PHASES = (
     (0.90, True, True, 192, 4),
     (1.00, True, True, 256, 2),
 )
+FLOAT_TUNING = 0.65
 TUNING_PHASES = (
-    (0.65, True, False, 256, 3),
+    (FLOAT_TUNING, True, False, 256, 3),
     (1.00, True, True, 256, 3),
 )
 """For weights that are trained already (`--start`): no warm-up, and crops that MS-SSIM's five scales fit in."""
@@ -247,6 +248,7 @@ class Trainer:
         start: Path | None = None,
         structure: bool = False,
         keep_transforms: bool = False,
+        only_exact: bool = False,
         model: str | None = None,
         device: str = "cpu",
         batch: int | None = None,
@@ -254,7 +256,7 @@ class Trainer:
         processes: int = 1,
     ) -> None:
         self.checkpoint, self.seconds, self.most_steps = out / "last.pt", minutes * 60, steps
-        self.structure = structure
+        self.structure, self.only_exact = structure, only_exact
         self.worker, self.processes = worker, processes
         self.photographs = Photographs(folder)
         self.device, self.batch = torch.device(device), batch
@@ -301,8 +303,9 @@ class Trainer:
 
     @property
     def share(self) -> float:
-        """How much of the training is done, 1 at its end."""
-        return self.steps / self.most_steps if self.most_steps else self.elapsed / self.seconds
+        """How much of the training is done, 1 at its end; one in exact arithmetic alone begins late."""
+        done = self.steps / self.most_steps if self.most_steps else self.elapsed / self.seconds
+        return FLOAT_TUNING + (1 - FLOAT_TUNING) * done if self.only_exact else done
 
     def run(self) -> None:
         started = saved = time.monotonic() - self.elapsed
@@ -417,6 +420,7 @@ def train(
     start: Path | None = None,
     structure: bool = False,
     keep_transforms: bool = False,
+    only_exact: bool = False,
     model: str | None = None,
     device: str = "cpu",
     batch: int | None = None,
@@ -428,12 +432,12 @@ def train(
 
     With `structure` the distortion is 1 - MS-SSIM, and linear filters stay as they are. With `keep_transforms`, and
     always where `model` is another one than that in `start`, only what predicts the latents is trained, for the rate.
-    `batch` replaces that of all phases.
+    `only_exact` leaves out what comes before quantisation-aware training. `batch` replaces that of all phases.
     """
     out.mkdir(parents=True, exist_ok=True)
     settings = {
-        "steps": steps, "start": start, "structure": structure, "keep_transforms": keep_transforms, "model": model,
-        "device": device, "batch": batch,
+        "steps": steps, "start": start, "structure": structure, "keep_transforms": keep_transforms,
+        "only_exact": only_exact, "model": model, "device": device, "batch": batch,
     }  # fmt: skip
     if processes == 1:
         _work(0, folder, out, minutes, seed, settings, 1, threads)
@@ -483,6 +487,10 @@ def main() -> None:
         help="with --start: train only what predicts latents, for the rate, in half the time per step",
     )  # fmt: skip
     parser.add_argument(
+        "--only-exact", action="store_true",
+        help="with --start: quantisation-aware training alone, at its learning rates, of weights that had it before",
+    )  # fmt: skip
+    parser.add_argument(
         "--distortion", choices=("mse", "ms-ssim"), default="mse",
         help="what the rate is traded for; ms-ssim wants --start with weights trained for mse",
     )  # fmt: skip
@@ -500,12 +508,14 @@ def main() -> None:
     structure = arguments.distortion == "ms-ssim"
     if arguments.keep_transforms and arguments.start is None and not (arguments.out / "last.pt").exists():
         parser.error("--keep-transforms needs --start, a checkpoint with the transforms to keep")
+    if arguments.only_exact and arguments.start is None and not (arguments.out / "last.pt").exists():
+        parser.error("--only-exact needs --start, a checkpoint of a training that is done")
     if structure and arguments.start is None and not (arguments.out / "last.pt").exists():
         parser.error("--distortion ms-ssim needs --start: train for mse first")
     train(
         arguments.images, arguments.out, arguments.minutes, arguments.seed,
         steps=arguments.steps, start=arguments.start, structure=structure, keep_transforms=arguments.keep_transforms,
-        model=arguments.model,
+        only_exact=arguments.only_exact, model=arguments.model,
         device=arguments.device, batch=arguments.batch,
         processes=arguments.processes, threads=arguments.threads,
     )  # fmt: skip

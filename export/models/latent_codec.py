@@ -2,27 +2,34 @@
 
 Quantisation around predicted means, gains for every quality (Cui et al., 2021), companding, rates, and the one order of
 coding: the hyper-latent, then each coding step under what is decoded before it. Exact, it computes what the runtime
-computes in integers.
+computes in integers. Symbols are quantised along a trellis (`runtime.core.search`); while it trains in floating point, a
+scalar quantiser of about the same error and rate stands for that.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...calibration.entropy_tables import laplacian_tables
 from ...calibration.qat import round_straight_through, saturate, set_exact
-from ...runtime.core import MIRRORED
+from ...runtime import core
 from ...runtime.latents import (
     BIT_WORTH,
     COMPANDING_KNEE,
     FINE_EXP,
     GAIN_EXP,
     SCALE_STEPS_PER_OCTAVE,
+    SCALE_TABLES,
     SMALLEST_SCALE,
+    TRELLIS_BIT_WORTH,
+    TRELLIS_STEP,
     CodingStep,
+    code_lengths,
     companding_table,
 )
 
@@ -65,7 +72,8 @@ def laplacian_bits(value: Tensor, scale: Tensor) -> Tensor:
 
 
 def optimised_rounding(residual: Tensor, scale: Tensor) -> Tensor:
-    """The symbols that the encoder chooses (`runtime.latents.rounding_offsets`), with ideal Laplacian code lengths."""
+    """The symbols that a scalar quantiser chooses (`runtime.latents.rounding_offsets`), with ideal Laplacian code
+    lengths."""
     with torch.no_grad():
         rate = math.sqrt(2) / scale
         above_zero = torch.log(-torch.expm1(-rate / 2)) - torch.log(-torch.expm1(-rate)) + math.log(2) + rate / 2
@@ -75,10 +83,10 @@ def optimised_rounding(residual: Tensor, scale: Tensor) -> Tensor:
 
 
 def mirrored(images: Tensor, margin: int) -> Tensor:
-    """Images (N, C, H, W), H and W at least MIRRORED, with `margin` pixels around them, those of
+    """Images (N, C, H, W), H and W at least core.MIRRORED, with `margin` pixels around them, those of
     `runtime.core.pixels_to_planes`."""
     for axis in (2, 3):
-        outside = torch.arange(margin, device=images.device).clamp(max=MIRRORED - 1)
+        outside = torch.arange(margin, device=images.device).clamp(max=core.MIRRORED - 1)
         inside = torch.arange(length := images.shape[axis], device=images.device)
         images = images.index_select(axis, torch.cat([outside.flip(0), inside, length - 1 - outside]))
     return images
@@ -120,8 +128,10 @@ class LatentCodec(nn.Module):
         """The means' unit: 2**mean_shift quarters of a latent."""
         self.gain_table: Tensor | None = None
         """The gains of a bundle (100, latent + hyper channels), which then replace the learned ones."""
-        self.symbol_counts: Tensor | None = None
-        """(SCALE_TABLES, M) int64, where symbols are to be counted: how often |symbol| was 0, 1, ... per table."""
+        self.entropy_tables = core.EntropyTables(*laplacian_tables(trellis=True))
+        """Of the trellis' two quantisers. What the encoder chooses depends on them."""
+        self.symbol_counts: np.ndarray | None = None
+        """(2 SCALE_TABLES, M) int64, where symbols are to be counted: how often |symbol| was 0, 1, ... per table."""
         self.exact = False
         self.networks = True
         """Off: the synthesis is its linear filters alone, so that the entropy model warms up at little cost."""
@@ -131,8 +141,8 @@ class LatentCodec(nn.Module):
         raise NotImplementedError
 
     def log_gains(self, quality: Tensor) -> Tensor:
-        """log2 of the quantisation step in latent units, (N, latent + hyper channels), for quality positions (N,) in
-        [0, 1].
+        """log2 of the scalar quantiser's step in latent units, (N, latent + hyper channels), for quality positions (N,)
+        in [0, 1].
 
         Never below the least that `_spread` allows and never rising with quality, by construction.
         """
@@ -144,11 +154,11 @@ class LatentCodec(nn.Module):
         return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
 
     def gains(self, quality: Tensor) -> Tensor:
-        """Quantisation steps in latent units, (N, latent + hyper channels, 1, 1); when exact, on the runtime's grid of
+        """Steps of the trellis in latent units, (N, latent + hyper channels, 1, 1); when exact, on the runtime's grid of
         1/256."""
         if self.gain_table is not None:
             return self.gain_table[torch.round(quality * (len(self.gain_table) - 1)).long()][:, :, None, None]
-        gain = 2.0 ** self.log_gains(quality)
+        gain = TRELLIS_STEP * 2.0 ** self.log_gains(quality)
         if self.exact:
             unit = 2.0 ** -(GAIN_EXP + FINE_EXP)
             gain = round_straight_through(gain / unit) * unit
@@ -164,10 +174,16 @@ class LatentCodec(nn.Module):
         """
         residual = (value - mean) / gain
         scale = 2.0 ** (log2_scale - torch.log2(gain)).clamp_min(math.log2(SMALLEST_SCALE))
-        symbol = residual + (optimised_rounding(residual, scale) - residual).detach()
-        if self.symbol_counts is not None:
-            self._count(symbol, scale, mask)
-        bits = laplacian_bits(residual + torch.rand_like(residual) - 0.5 if self.training else symbol, scale)
+        if self.training:
+            # The scalar quantiser that stands for the trellis, and is differentiable.
+            scalar, its_scale = TRELLIS_STEP * residual, TRELLIS_STEP * scale
+            bits = laplacian_bits(scalar + torch.rand_like(scalar) - 0.5, its_scale)
+        if self.training and not self.exact:
+            level = optimised_rounding(scalar, its_scale) / (TRELLIS_STEP / 2)
+        else:
+            level, ideal_bits = self._search(residual, scale, mask)
+            bits = bits if self.training else ideal_bits
+        symbol = residual + (level / 2 - residual).detach()
         latent = mean + symbol * gain
         if not self.exact:
             return saturate(latent / 128, False), torch.zeros_like(latent), bits
@@ -179,14 +195,26 @@ class LatentCodec(nn.Module):
         smooth = latent.clamp(-128, 127.25)  # the gradient's way
         return (smooth + (whole - smooth).detach()) / 128, (rounded - whole * fine).detach() / 128, bits
 
-    def _count(self, symbol: Tensor, scale: Tensor, mask: Tensor | None) -> None:
-        assert self.symbol_counts is not None
-        tables, largest = self.symbol_counts.shape
-        table = torch.round(SCALE_STEPS_PER_OCTAVE * torch.log2(scale / SMALLEST_SCALE)).clamp(0, tables - 1).long()
-        index = table * largest + symbol.detach().abs().clamp(max=largest - 1).long()
-        if mask is not None:
-            index = index[mask.expand_as(index) > 0]
-        self.symbol_counts += torch.bincount(index.flatten(), minlength=tables * largest).view(tables, largest)
+    def _search(self, residual: Tensor, scale: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The levels, in half steps, that the encoder chooses for residuals (N, C, h, w), in steps, and their bits; 0
+        at positions that are not in `mask`."""
+        table = torch.round(SCALE_STEPS_PER_OCTAVE * torch.log2(scale / SMALLEST_SCALE)).clamp(0, SCALE_TABLES - 1)
+        orders = (value.detach().permute(0, 2, 3, 1).cpu().numpy() for value in (residual, table))
+        residuals, tables = (np.ascontiguousarray(order, kind) for order, kind in zip(orders, "fB", strict=True))
+        here = np.ones(residuals.shape[1:3], bool) if mask is None else mask.cpu().numpy() > 0
+        levels, bits = np.zeros_like(residuals), np.zeros_like(residuals)
+        lengths = code_lengths(self.entropy_tables.frequencies, self.entropy_tables.radii, core.MAX_SYMBOL + 1)
+        for image in range(len(residuals)):
+            symbols, found, used = core.search(
+                self.entropy_tables, residuals[image, here].ravel(), tables[image, here].ravel(), TRELLIS_BIT_WORTH, True
+            )
+            magnitude = np.abs(symbols)
+            levels[image, here] = found.reshape(-1, levels.shape[3])
+            bits[image, here] = lengths[used, magnitude].reshape(-1, levels.shape[3])
+            if self.symbol_counts is not None:
+                np.add.at(self.symbol_counts, (used, magnitude), 1)
+        both = (torch.from_numpy(order).permute(0, 3, 1, 2).to(residual) for order in (levels, bits))
+        return tuple(both)
 
     def quality_plane(self, quality: Tensor, like: Tensor) -> Tensor:
         """A plane (N, 1, h, w) holding the quality position, -127/128 at the coarsest to 127/128 at the finest."""

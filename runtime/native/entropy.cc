@@ -1,61 +1,38 @@
 // The entropy coder: integer frequency tables and a four-lane rANS. linnet.h holds the definition of the stream.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <type_traits>
 
-#include "linnet.h"
+#include "kernels.h"
+#include "tables.h"
 
 namespace {
 
-constexpr uint32_t kFrequencySum = 1u << LINNET_FREQUENCY_BITS;
+using linnet::DecodeSymbol, linnet::EncodeSymbol, linnet::Table;
+using linnet::kBadSymbol, linnet::kCellBits, linnet::kCells, linnet::kCoded, linnet::kEscapeBits,
+    linnet::kFrequencySum, linnet::kUnknownTable;
+
 constexpr uint32_t kSlotMask = kFrequencySum - 1;
 constexpr uint32_t kStateLow = 1u << 16;
 constexpr uint32_t kStateBytes = 16;
-constexpr uint32_t kEscapeBits = 10;
 constexpr uint32_t kEscapeMask = (1u << kEscapeBits) - 1;
 constexpr uint32_t kEscapeLimit = 1u << (32 - kEscapeBits);
-constexpr uint32_t kCellBits = 6;  // a cell is 64 neighbouring slots
-constexpr uint32_t kCells = kFrequencySum >> kCellBits;
 // A quotient x / frequency is (x * inverse) >> 46, with the inverse rounded up. Since x < frequency << 18 and
 // frequency < 2^14, the product stays below 2^64 and the excess is too small to reach the next integer: it is exact.
 constexpr uint32_t kInverseBits = 46;
 constexpr size_t kChunk = 1024;  // positions whose coded symbols are listed at a time
 constexpr ptrdiff_t kGroupBytes = 16;  // four symbols move at most two words each
 
-struct DecodeSymbol {
-    uint16_t start, frequency;
-};
-
-struct EncodeSymbol {
-    uint64_t inverse;
-    uint32_t limit;  // frequency << 18: from here on a word leaves the state first
-    uint16_t start, complement;
-};
-
-struct Table {
-    uint16_t cell[kCells];        // the symbol that holds the cell's first slot
-    const DecodeSymbol *decode;   // 2r + 2 and two sentinels that no slot reaches
-    const EncodeSymbol *encode;
-    int32_t radius;
-};
-
-enum Flags : uint8_t { kCoded = 1, kUnknownTable = 2, kBadSymbol = 4 };
+// Bits of one of `frequency` in kFrequencySum, in units that log2's last digit, which differs between machines, does not
+// reach: encoders must agree.
+float bits_of(uint32_t frequency)
+{
+    return float(std::rint(4096 * (LINNET_FREQUENCY_BITS - std::log2(double(frequency)))) / 4096);
+}
 
 }  // namespace
-
-struct linnet_tables {
-    uint8_t flags[256];  // by table index, so that checking costs nothing beyond the look-up
-    Table table[LINNET_MAX_TABLES];
-    DecodeSymbol *decode = nullptr;
-    EncodeSymbol *encode = nullptr;
-
-    ~linnet_tables()
-    {
-        delete[] decode;
-        delete[] encode;
-    }
-};
 
 int linnet_tables_create(const uint16_t *frequencies, size_t frequency_count, const uint16_t *radii, uint32_t count,
                          linnet_tables **tables)
@@ -81,13 +58,19 @@ int linnet_tables_create(const uint16_t *frequencies, size_t frequency_count, co
         return LINNET_ERROR_MEMORY;
     made->decode = new (std::nothrow) DecodeSymbol[expected + 2 * count];
     made->encode = new (std::nothrow) EncodeSymbol[expected + 1];
-    if (!made->decode || !made->encode) {
+    made->bits = new (std::nothrow) float[expected + 1];
+    if (!made->decode || !made->encode || !made->bits) {
         delete made;
         return LINNET_ERROR_MEMORY;
     }
     std::fill(made->flags, made->flags + 256, uint8_t(kUnknownTable));
+    made->count = count;
+    made->paired = count % 2 == 0;
+    for (uint32_t i = 0; i < count / 2; i++)
+        made->paired = made->paired && !radii[i] == !radii[i + count / 2];
     DecodeSymbol *decode = made->decode;
     EncodeSymbol *encode = made->encode;
+    float *bits = made->bits;
     for (uint32_t i = 0; i < count; i++) {
         Table &table = made->table[i];
         made->flags[i] = radii[i] ? kCoded : 0;
@@ -97,6 +80,7 @@ int linnet_tables_create(const uint16_t *frequencies, size_t frequency_count, co
         table.radius = radii[i];
         table.decode = decode;
         table.encode = encode;
+        table.bits = bits;
         uint32_t start = 0, cell = 0;
         for (uint32_t s = 0; s < symbols; s++) {
             const uint32_t frequency = *frequencies++;
@@ -107,6 +91,8 @@ int linnet_tables_create(const uint16_t *frequencies, size_t frequency_count, co
             *decode++ = {uint16_t(start), uint16_t(frequency)};
             *encode++ = {((uint64_t(1) << kInverseBits) + frequency - 1) / frequency, frequency << 18, uint16_t(start),
                          uint16_t(kFrequencySum - frequency)};
+            if (s >= radii[i])
+                *bits++ = bits_of(frequency) + (s + 1 == symbols ? kEscapeBits : 0);
             start += frequency;
             for (; cell < kCells && cell << kCellBits < start; cell++)
                 table.cell[cell] = uint16_t(s);
@@ -335,69 +321,93 @@ int linnet_rans_decode_start(linnet_rans_decoder *decoder, const uint8_t *data, 
     return LINNET_OK;
 }
 
-int linnet_rans_decode(const linnet_tables *tables, linnet_rans_decoder *decoder, const uint8_t *table_index,
-                       size_t count, int16_t *symbols)
+namespace {
+
+// With `trellis` each lane goes through its states, whose quantiser says in which half of the tables a symbol's is.
+template <bool trellis>
+int decode_levels(const linnet_tables *tables, linnet_rans_decoder *decoder, const uint8_t *table_index, size_t count,
+                  int16_t *levels)
 {
-    if (!tables || !decoder || (count && (!symbols || !table_index)))
-        return LINNET_ERROR_ARGUMENT;
-    if (decoder->error)
-        return decoder->error;
+    const uint32_t base = trellis ? tables->count / 2 : tables->count;
+    uint32_t path[4] = {};  // by lane
     Reader reader = {decoder->next, decoder->end, LINNET_OK};
     uint16_t position[kChunk];
     for (size_t begin = 0; begin < count; begin += kChunk) {
         const size_t length = std::min(count - begin, kChunk);
         const uint8_t *index = table_index + begin;
-        int16_t *symbol = symbols + begin;
+        int16_t *level = levels + begin;
         size_t n = 0;
         uint32_t flags = 0;
         for (size_t i = 0; i < length; i++) {
             const uint32_t flag = tables->flags[index[i]];
-            flags |= flag;
+            flags |= flag | uint32_t(index[i] >= base) * kUnknownTable;
             position[n] = uint16_t(i);
             n += flag & kCoded;
         }
         if (flags & kUnknownTable)
             return decoder->error = LINNET_ERROR_ARGUMENT;
-        std::memset(symbol, 0, length * sizeof *symbol);
+        std::memset(level, 0, length * sizeof *level);
 
         const uint32_t lane = decoder->lane;
         uint32_t a = decoder->state[lane], b = decoder->state[(lane + 1) & 3];
         uint32_t c = decoder->state[(lane + 2) & 3], d = decoder->state[(lane + 3) & 3];
-        const auto decode = [&](auto checked, size_t k, uint32_t &state) {
-            symbol[position[k]] = decode_symbol<checked.value>(tables->table[index[position[k]]], state, reader);
+        uint32_t path_a = path[lane], path_b = path[(lane + 1) & 3];
+        uint32_t path_c = path[(lane + 2) & 3], path_d = path[(lane + 3) & 3];
+        const auto decode = [&](auto checked, size_t k, uint32_t &state, uint32_t &path) {
+            const size_t i = position[k];
+            const Table &table = tables->table[trellis ? index[i] + base * (path & 1) : index[i]];
+            const int32_t symbol = decode_symbol<checked.value>(table, state, reader);
+            level[i] = int16_t(linnet::level_of(symbol, path));
+            path = trellis ? linnet::kNextState[path][symbol & 1] : 0;
         };
         constexpr std::false_type unchecked{};
         constexpr std::true_type checked{};
         size_t k = 0;
         for (; k + 4 <= n; k += 4) {
             if (__builtin_expect(reader.end - reader.next >= kGroupBytes + 2, 1)) {
-                decode(unchecked, k, a);
-                decode(unchecked, k + 1, b);
-                decode(unchecked, k + 2, c);
-                decode(unchecked, k + 3, d);
+                decode(unchecked, k, a, path_a);
+                decode(unchecked, k + 1, b, path_b);
+                decode(unchecked, k + 2, c, path_c);
+                decode(unchecked, k + 3, d, path_d);
             } else {
-                decode(checked, k, a);
-                decode(checked, k + 1, b);
-                decode(checked, k + 2, c);
-                decode(checked, k + 3, d);
+                decode(checked, k, a, path_a);
+                decode(checked, k + 1, b, path_b);
+                decode(checked, k + 2, c, path_c);
+                decode(checked, k + 3, d, path_d);
             }
         }
         if (k < n)
-            decode(checked, k, a);
+            decode(checked, k, a, path_a);
         if (k + 1 < n)
-            decode(checked, k + 1, b);
+            decode(checked, k + 1, b, path_b);
         if (k + 2 < n)
-            decode(checked, k + 2, c);
+            decode(checked, k + 2, c, path_c);
         decoder->state[lane] = a;
         decoder->state[(lane + 1) & 3] = b;
         decoder->state[(lane + 2) & 3] = c;
         decoder->state[(lane + 3) & 3] = d;
+        path[lane] = path_a;
+        path[(lane + 1) & 3] = path_b;
+        path[(lane + 2) & 3] = path_c;
+        path[(lane + 3) & 3] = path_d;
         decoder->lane = uint32_t(lane + n) & 3;
         if (reader.error)
             return decoder->error = reader.error;
     }
     decoder->next = reader.next;
     return LINNET_OK;
+}
+
+}  // namespace
+
+int linnet_rans_decode(const linnet_tables *tables, linnet_rans_decoder *decoder, int trellis,
+                       const uint8_t *table_index, size_t count, int16_t *levels)
+{
+    if (!tables || !decoder || (count && (!levels || !table_index)) || (trellis && !tables->paired))
+        return LINNET_ERROR_ARGUMENT;
+    if (decoder->error)
+        return decoder->error;
+    return (trellis ? decode_levels<true> : decode_levels<false>)(tables, decoder, table_index, count, levels);
 }
 
 int linnet_rans_decode_finish(linnet_rans_decoder *decoder)

@@ -23,4 +23,14 @@ using PlanesToBlocks = void (*)(const int8_t *planes, size_t blocks, uint8_t *to
 void planes_to_blocks_plain(const int8_t *planes, size_t blocks, uint8_t *top, uint8_t *bottom);
 PlanesToBlocks best_planes_to_blocks();
 
+// The state that follows state s once a symbol of parity p is coded. Four states at each end of one symbol, so that the
+// paths through both parities of both quantisers stay apart for as long as can be.
+constexpr uint8_t kNextState[8][2] = {{0, 2}, {5, 7}, {1, 3}, {6, 4}, {2, 0}, {4, 6}, {3, 1}, {7, 5}};
+
+// The level, in half steps, that `symbol` stands for in a state: even ones where it is even, odd ones and 0 where not.
+constexpr int32_t level_of(int32_t symbol, uint32_t state)
+{
+    return 2 * symbol - int32_t(state & 1) * ((symbol > 0) - (symbol < 0));
+}
+
 }  // namespace linnet

@@ -10,7 +10,6 @@ constexpr int kMinGain = 1 << kGainExp;
 constexpr int kFineExp = 2;  // latents are coded in quarters of what the networks see
 constexpr int kLowest = -128 * (1 << kFineExp), kHighest = 127 * (1 << kFineExp) + 1;  // whose whole part is within int8
 constexpr uint64_t kMaxElements = uint64_t(1) << 30;
-constexpr float kMaxMagnitude = 511;  // one less than the entropy coder's range, for symmetry
 
 bool valid(const linnet_step *step)
 {
@@ -80,32 +79,22 @@ void each_chunk(const linnet_step &step, Visit visit)
         visit(Channels(step, first, std::min(kChunk, n - first)), first);
 }
 
-inline void quantize(const Channels &channels, const float *__restrict latent, const int8_t *__restrict mean,
-                     const uint8_t *__restrict table, const float *__restrict rounding, int16_t *__restrict symbol)
+// How far the latents lie from their means, in quantisation steps.
+inline void subtract(const Channels &channels, const float *__restrict latent, const int8_t *__restrict mean,
+                     float *__restrict residual)
 {
-    float residual[kChunk], magnitude[kChunk];
-    const uint32_t n = channels.n;
-    for (uint32_t c = 0; c < n; c++) {
+    for (uint32_t c = 0; c < channels.n; c++) {
         const float target = float(128 << kFineExp) * latent[c];
         residual[c] = (target - float(mean[c]) * channels.mean_factor_f[c]) * float(kMinGain) / channels.gain_f[c];
     }
-    for (uint32_t c = 0; c < n; c++) {
-        const float m = __builtin_fabsf(residual[c]);
-        magnitude[c] = m + rounding[2 * table[c] + (m >= 1)];
-    }
-    for (uint32_t c = 0; c < n; c++) {
-        const float m = magnitude[c] > 0 ? magnitude[c] : 0;  // NaN
-        const int32_t whole = int32_t(m < kMaxMagnitude ? m : kMaxMagnitude);
-        const int32_t sign = -int32_t(residual[c] < 0);
-        symbol[c] = int16_t((whole ^ sign) - sign);
-    }
 }
 
-inline void dequantize(const Channels &channels, const int8_t *__restrict mean, const int16_t *__restrict symbol,
+inline void dequantize(const Channels &channels, const int8_t *__restrict mean, const int16_t *__restrict level,
                        int8_t *__restrict whole, int8_t *__restrict quarters)
 {
     for (uint32_t c = 0; c < channels.n; c++) {
-        const int32_t offset = (int32_t(symbol[c]) * channels.gain[c] + (1 << (kGainExp - 1))) >> kGainExp;
+        // Levels are half steps.
+        const int32_t offset = (int32_t(level[c]) * channels.gain[c] + (1 << kGainExp)) >> (kGainExp + 1);
         const int32_t v = std::clamp(int32_t(mean[c]) * channels.mean_factor[c] + offset, kLowest, kHighest);
         const int32_t w = (v + (1 << (kFineExp - 1))) >> kFineExp;
         whole[c] = int8_t(w);
@@ -122,26 +111,19 @@ inline void compand(uint32_t n, const int8_t *__restrict table, const int8_t *__
 
 }  // namespace
 
-int linnet_step_quantize(const linnet_step *step, const float *latent, const int8_t *params, const float *rounding,
-                         int8_t *decoded, int8_t *companded, int16_t *symbols, uint8_t *table_index, size_t *count)
+int linnet_step_residuals(const linnet_step *step, const float *latent, const int8_t *params, float *residual,
+                          uint8_t *table_index, size_t *count)
 {
-    if (!valid(step) || !latent || !params || !rounding || !decoded || !companded || !symbols || !table_index || !count)
+    if (!latent || !residual)
         return LINNET_ERROR_ARGUMENT;
-    for (uint32_t i = 0; i < 2 * step->tables; i++)
-        if (!(rounding[i] <= 0.5f))
-            return LINNET_ERROR_ARGUMENT;
+    const int error = linnet_step_tables(step, params, table_index, count);
+    if (error)
+        return error;
     const uint32_t n = step->last - step->first;
     each_chunk(*step, [&](const Channels &channels, uint32_t first) {
-        *count = n * each_position(*step, [&](size_t position, size_t k) {
-            const int8_t *mean = params + position * 2 * n + first;
-            const size_t at = position * step->channels + step->first + first;
-            int8_t *whole = decoded + at + position * step->channels;
-            int16_t *symbol = symbols + k * n + first;
-            uint8_t *index = table_index + k * n + first;
-            choose_tables(channels.n, mean + n, step->table_offset + first, step->tables, index);
-            quantize(channels, latent + at, mean, index, rounding, symbol);
-            dequantize(channels, mean, symbol, whole, whole + step->channels);
-            compand(channels.n, step->companding, whole, companded + at);
+        each_position(*step, [&](size_t position, size_t k) {
+            subtract(channels, latent + position * step->channels + step->first + first,
+                     params + position * 2 * n + first, residual + k * n + first);
         });
     });
     return LINNET_OK;
@@ -158,17 +140,17 @@ int linnet_step_tables(const linnet_step *step, const int8_t *params, uint8_t *t
     return LINNET_OK;
 }
 
-int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const int16_t *symbols, int8_t *decoded,
+int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const int16_t *levels, int8_t *decoded,
                            int8_t *companded)
 {
-    if (!valid(step) || !params || !symbols || !decoded || !companded)
+    if (!valid(step) || !params || !levels || !decoded || !companded)
         return LINNET_ERROR_ARGUMENT;
     const uint32_t n = step->last - step->first;
     each_chunk(*step, [&](const Channels &channels, uint32_t first) {
         each_position(*step, [&](size_t position, size_t k) {
             const size_t at = position * step->channels + step->first + first;
             int8_t *whole = decoded + at + position * step->channels;
-            dequantize(channels, params + position * 2 * n + first, symbols + k * n + first, whole,
+            dequantize(channels, params + position * 2 * n + first, levels + k * n + first, whole,
                        whole + step->channels);
             compand(channels.n, step->companding, whole, companded + at);
         });

@@ -12,8 +12,8 @@
  *     for (each step, in the order of coding) {
  *         run_entropy_network(companded, params);                     // sees what the steps before have written
  *         if ((error = linnet_step_tables(&step, params, table_index, &count)) < 0) goto bad;
- *         if ((error = linnet_rans_decode(tables, &decoder, table_index, count, symbols)) < 0) goto bad;
- *         if ((error = linnet_step_dequantize(&step, params, symbols, decoded, companded)) < 0) goto bad;
+ *         if ((error = linnet_rans_decode(tables, &decoder, trellis, table_index, count, levels)) < 0) goto bad;
+ *         if ((error = linnet_step_dequantize(&step, params, levels, decoded, companded)) < 0) goto bad;
  *     }
  *     if ((error = linnet_rans_decode_finish(&decoder)) < 0) goto bad;
  *     run_synthesis_network(decoded, planes);
@@ -36,7 +36,7 @@ extern "C" {
 #endif
 
 /* Grows with every change of this header that an already compiled caller would notice. */
-#define LINNET_API_VERSION 1
+#define LINNET_API_VERSION 2
 LINNET_API uint32_t linnet_api_version(void);
 
 /* ---- Errors. The numbers are pinned: they never change and are never reused. ---- */
@@ -56,7 +56,7 @@ LINNET_API const char *linnet_strerror(int error);
 LINNET_API uint32_t linnet_crc32c(uint32_t crc, const uint8_t *data, size_t size);
 
 /* ---- Entropy tables ---- */
-#define LINNET_MAX_TABLES 128
+#define LINNET_MAX_TABLES 256
 #define LINNET_MAX_RADIUS 255
 #define LINNET_FREQUENCY_BITS 14 /* the frequencies of a table add up to 1 << LINNET_FREQUENCY_BITS */
 #define LINNET_MIN_SYMBOL (-512)
@@ -103,10 +103,19 @@ typedef struct linnet_rans_decoder { /* owned by the caller; nothing to free; it
 /* `data` must outlive the decoder. */
 LINNET_API int linnet_rans_decode_start(linnet_rans_decoder *decoder, const uint8_t *data, size_t size);
 
-/* Decodes the next `count` symbols, all in [LINNET_MIN_SYMBOL, LINNET_MAX_SYMBOL]. A damaged stream gives an error or
- * other symbols and is never read beyond its end. A decoder that failed repeats its error in every further call. */
-LINNET_API int linnet_rans_decode(const linnet_tables *tables, linnet_rans_decoder *decoder, const uint8_t *table_index,
-                                  size_t count, int16_t *symbols);
+/* Decodes the next `count` symbols to their levels, in half quantisation steps. Without `trellis` the level of the
+ * symbol s is 2 * s. With it (dependent quantisation) a call decodes one coding step, and each lane has one of eight
+ * states, 0 at the beginning of the call. In an odd state q = 1, else q = 0:
+ *
+ *     table index += q * (number of tables / 2)                        // of what is coded; skip tables stay
+ *     level = 2 * s - q * sign(s)
+ *     state = next[state][s & 1]     next = {0,2} {5,7} {1,3} {6,4} {2,0} {4,6} {3,1} {7,5}
+ *
+ * Then the number of tables is even, each table is a skip table where its other half is, and `table_index` must lie in
+ * the first half. A damaged stream gives an error or other symbols, all in [LINNET_MIN_SYMBOL, LINNET_MAX_SYMBOL], and
+ * is never read beyond its end. A decoder that failed repeats its error in every further call. */
+LINNET_API int linnet_rans_decode(const linnet_tables *tables, linnet_rans_decoder *decoder, int trellis,
+                                  const uint8_t *table_index, size_t count, int16_t *levels);
 
 /* The proof that the stream was decoded to its end: no byte left, every lane back at 2^16; or LINNET_ERROR_CORRUPT. */
 LINNET_API int linnet_rans_decode_finish(linnet_rans_decoder *decoder);
@@ -118,11 +127,11 @@ LINNET_API int linnet_rans_decode_finish(linnet_rans_decoder *decoder);
  * (height, width, 2n): n means m, then n log-scales l.
  *
  *     table index = clamp(l + table_offset, 0, tables - 1)
- *     latent    v = clamp((m << mean_shift) + ((s * gain + 32) >> 6), -512, 509), in quarters
+ *     latent    v = clamp((m << mean_shift) + ((level * gain + 64) >> 7), -512, 509), in quarters
  *     whole     w = (v + 2) >> 2, which the networks see       quarters = v - 4 * w, which only the synthesis sees too
  *
  * `decoded` is (height, width, 2 * channels): at each position the wholes of all channels, then the quarters.
- * Symbols and table indices of a step are ordered by row, column, channel: positions x n of them. */
+ * Symbols, levels and table indices of a step are ordered by row, column, channel: positions x n of them. */
 typedef struct linnet_step {
     uint32_t height, width, channels; /* height * width * channels <= 2^30 */
     uint32_t first, last;             /* first < last <= channels */
@@ -131,23 +140,32 @@ typedef struct linnet_step {
     const uint8_t *mean_shift;        /* n: 2 where means are whole latents, 0 where they are quarters */
     const int16_t *table_offset;      /* n */
     const int8_t *companding;         /* 256: what the networks see for the whole w stands at w + 128 */
-    uint32_t tables;                  /* 1..LINNET_MAX_TABLES */
+    uint32_t tables;                  /* 1..LINNET_MAX_TABLES: those that parameters choose from */
 } linnet_step;
 
-/* `latent` (height, width, channels) is in full-scale units, 1.0 being 128 latent units.
- *
- *     r = (512 * latent - (m << mean_shift)) * 64 / gain
- *     symbol = sign(r) * max(0, floor(|r| + rounding[2 * table index + (|r| >= 1)])), within [-511, 511]; 0 for NaN
- *
- * `rounding` has two entries per table, each at most 0.5. 0.5 rounds to nearest, less prefers the smaller symbol, and
- * -INFINITY, which a skip table must have, always gives 0. `decoded` and `companded` (height, width, channels) are
- * written at the step's positions and channels only; `symbols`, `table_index` and *count receive the step's. */
-LINNET_API int linnet_step_quantize(const linnet_step *step, const float *latent, const int8_t *params,
-                                    const float *rounding, int8_t *decoded, int8_t *companded, int16_t *symbols,
-                                    uint8_t *table_index, size_t *count);
 LINNET_API int linnet_step_tables(const linnet_step *step, const int8_t *params, uint8_t *table_index, size_t *count);
-LINNET_API int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const int16_t *symbols,
+
+/* Writes `decoded` and `companded` (height, width, channels) at the step's positions and channels only. */
+LINNET_API int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const int16_t *levels,
                                       int8_t *decoded, int8_t *companded);
+
+/* The encoder's side: what linnet_step_tables gives, and how far latents lie from their means, in quantisation steps.
+ * `latent` (height, width, channels) is in full-scale units, 1.0 being 128 latent units.
+ *
+ *     r = (512 * latent - (m << mean_shift)) * 64 / gain                                                        */
+LINNET_API int linnet_step_residuals(const linnet_step *step, const float *latent, const int8_t *params,
+                                     float *residual, uint8_t *table_index, size_t *count);
+
+/* Chooses the symbols of a step, in [-511, 511], and gives their levels too: those of least
+ *
+ *     sum over all of (residual - level / 2)^2 + bit_worth * bits
+ *
+ * With `trellis` (see linnet_rans_decode), by Viterbi's algorithm along the four paths; `table_index` then comes in as
+ * linnet_step_tables gives it and goes out as linnet_rans_encode takes it. NaN counts as 0. `workspace` has
+ * linnet_search_size(count) bytes, aligned for uint32_t; `count` is below 2^32. */
+LINNET_API size_t linnet_search_size(size_t count); /* SIZE_MAX if that does not fit */
+LINNET_API int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, const float *residual,
+                             uint8_t *table_index, size_t count, void *workspace, int16_t *symbols, int16_t *levels);
 
 /* What the hyper-analysis sees of `count` latents in full-scale units: companding[clamp(round(128 * latent)) + 128],
  * 0 for NaN. Encoder only. */
