@@ -14,7 +14,7 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,23 @@ if not __package__:  # run as a script: the tree's folders are the package's, as
 
 from linnet.benchmarks.host import fingerprint
 from linnet.runtime.backends.reference import convolve, requantise
-from linnet.runtime.network import ACCUMULATOR_LIMIT, ACTIVATION_EXP, Conv, Network, rebuild
+from linnet.runtime.network import ACCUMULATOR_LIMIT, ACTIVATION_EXP, EXACT, FLOAT, Conv, Network, rebuild
 
 SHIPPED = Path(__file__).resolve().parents[1] / "linnet" / "bundles" / "camera.lntb"
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """`sums(x, node)` gives the accumulators (N, O, h', w') of int8 `x` (N, I, h, w), in units of 1 or, if `scaled`,
-    of 2**-(7 + shift). `covered`: `docs/integers.md` says that it is exact, whatever kernel the library takes."""
+    """`sums(x, node)` gives the accumulators (N, O, h', w') of integers `x` (N, I, h, w), in units of 1 or, if
+    `scaled`, of 2**-(7 + shift). `covered`: `docs/integers.md` says that it is exact, whatever kernel the library
+    takes. `formats`: of the layers that it can compute."""
 
     name: str
     devices: tuple[str, ...]
     sums: Callable[[torch.Tensor, Conv], torch.Tensor]
     scaled: bool
     covered: bool = True
+    formats: tuple[str, ...] = (EXACT, FLOAT)
 
 
 @dataclass
@@ -141,9 +143,9 @@ def _int8(x: torch.Tensor, node: Conv) -> torch.Tensor:
 ARITHMETICS = (
     Arithmetic("fp32 product", ("cuda", "cpu"), _product(_fp32), scaled=True),
     Arithmetic("TF32 product, fp32 sums", ("cuda",), _product(_tf32), scaled=True),
-    Arithmetic("bf16 product, fp32 sums", ("cuda",), _product(_bf16), scaled=True),
-    Arithmetic("bf16 operands, fp32 product", ("cpu",), _product(_bf16_operands), scaled=True),
-    Arithmetic("int8 product, int32 sums", ("cuda", "cpu"), _int8, scaled=False),
+    Arithmetic("bf16 product, fp32 sums", ("cuda",), _product(_bf16), scaled=True, formats=(EXACT,)),
+    Arithmetic("bf16 operands, fp32 product", ("cpu",), _product(_bf16_operands), scaled=True, formats=(EXACT,)),
+    Arithmetic("int8 product, int32 sums", ("cuda", "cpu"), _int8, scaled=False, formats=(EXACT,)),
     # cuDNN may take a Winograd or FFT algorithm, which transforms the values: those are not covered.
     Arithmetic("fp32 convolution", ("cuda", "cpu"), _convolution(tf32=False), scaled=True, covered=False),
     Arithmetic("TF32 convolution", ("cuda",), _convolution(tf32=True), scaled=True, covered=False),
@@ -162,44 +164,60 @@ def networks(path: Path) -> dict[str, Network]:
     }
 
 
-def input_at_the_bounds(node: Conv, rng: np.random.Generator, channels: int, side: int) -> np.ndarray:
-    """(2 * channels, side, side, I) int8 that drives the `channels` outputs with the largest bounds to both ends.
+Layer = tuple[Conv, int]
+"""A convolution and the bits of its input."""
 
-    `side` is at least that of the kernel. The window with the largest sum has 127 under positive weights and -128
-    under negative ones; it stands wherever windows do not overlap, amid random values of which half are extremes.
+
+def layers_of(found: Mapping[str, Network]) -> list[Layer]:
+    return [
+        (node, network.bits[node.source])
+        for network in found.values()
+        for node in network.nodes
+        if isinstance(node, Conv)
+    ]
+
+
+def input_at_the_bounds(node: Conv, rng: np.random.Generator, channels: int, side: int, bits: int = 8) -> np.ndarray:
+    """(2 * channels, side, side, I) int8, or int16, that drives the `channels` outputs with the largest bounds to both
+    ends.
+
+    `side` is at least that of the kernel. The window with the largest sum has the largest number of `bits` bits under
+    positive weights and the smallest under negative ones; it stands wherever windows do not overlap, amid random values
+    of which half are extremes.
     """
+    least, largest = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     weight = node.weight.astype(np.int64)
     order = np.argsort(-np.abs(weight).reshape(len(weight), -1).sum(1))[:channels]
     kernel, taken = weight.shape[2], weight.shape[1]
     shape = (2 * len(order), side, side, taken)
-    x = np.where(rng.random(shape) < 0.5, rng.choice([-128, 127], shape), rng.integers(-128, 128, shape))
+    x = np.where(rng.random(shape) < 0.5, rng.choice([least, largest], shape), rng.integers(least, largest + 1, shape))
     apart = -(-kernel // node.stride) * node.stride
     first = -node.padding % node.stride if node.padding else 0
     for number, channel in enumerate(order):
         for half, sign in enumerate((1, -1)):
-            window = np.where(sign * weight[channel] > 0, 127, -128).transpose(1, 2, 0)
+            window = np.where(sign * weight[channel] > 0, largest, least).transpose(1, 2, 0)
             for y in range(first, side - kernel + 1, apart):
                 for left in range(first, side - kernel + 1, apart):
                     x[2 * number + half, y : y + kernel, left : left + kernel] = window
-    return x.astype(np.int8)
+    return x.astype(np.int8 if bits == 8 else np.int16)
 
 
-def compare(layers: Sequence[Conv], device: str, channels: int = 4, side: int = 16, seed: int = 1) -> list[Outcome]:
+def compare(layers: Sequence[Layer], device: str, channels: int = 4, side: int = 16, seed: int = 1) -> list[Outcome]:
     """Every arithmetic on every layer, on the same inputs."""
     outcomes = [Outcome(arithmetic.name, arithmetic.covered) for arithmetic in ARITHMETICS]
     rng = np.random.default_rng(seed)
-    for node in layers:
-        x = input_at_the_bounds(node, rng, channels, side)
+    for node, bits in layers:
+        x = input_at_the_bounds(node, rng, channels, side, bits)
         want = convolve(x, node)
-        shifts = np.maximum(node.shift, 1)  # that of a raw convolution may be 0
-        wanted_outputs = requantise(want, shifts)
+        shifts = np.maximum(node.shift.astype(int) + bits - node.bits, 1)  # that of a raw convolution may be 0
+        wanted_outputs = requantise(want, shifts, node.bits)
         shift = torch.from_numpy(shifts.astype(np.float64)).to(device)[:, None, None]
         unit = torch.from_numpy(np.exp2(node.shift.astype(np.float64) + ACTIVATION_EXP)).to(device)[:, None, None]
         planes = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(device)
         for arithmetic, outcome in zip(ARITHMETICS, outcomes, strict=True):
             if device not in arithmetic.devices:
                 outcome.missing = f"not on {device}"
-            if outcome.missing:
+            if outcome.missing or node.format not in arithmetic.formats:
                 continue
             try:
                 found = arithmetic.sums(planes, node)
@@ -207,7 +225,8 @@ def compare(layers: Sequence[Conv], device: str, channels: int = 4, side: int = 
                 outcome.missing = str(error).splitlines()[0][:200]
                 continue
             exact = found.double() * (unit if arithmetic.scaled else 1)
-            outputs = torch.round((exact * torch.exp2(-shift)).float()).clamp(-128, 127)  # ties to even
+            largest = 1 << (node.bits - 1)
+            outputs = torch.round((exact * torch.exp2(-shift)).float()).clamp(-largest, largest - 1)  # ties to even
             _count(outcome, _nhwc(exact), want, _nhwc(outputs), wanted_outputs)
     return outcomes
 
@@ -256,8 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = networks(options.bundle)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         parser.error(f"{options.bundle} is not a bundle that can be read ({error}): name a .lntb file")
-    layers = [node for network in found.values() for node in network.nodes if isinstance(node, Conv)]
-    outcomes = compare(layers, device)
+    outcomes = compare(layers_of(found), device)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(as_text(outcomes, f"PyTorch {torch.__version__} on {name}"))
     if options.json:

@@ -21,6 +21,9 @@ from ..runtime.network import (
     ACCUMULATOR_LIMIT,
     ACTIVATION_EXP,
     EXACT,
+    FLOAT,
+    FLOAT_BITS,
+    FLOAT_WEIGHT_LIMIT,
     FREE,
     MAX_SHIFT,
     MIN_SHIFT,
@@ -34,6 +37,7 @@ from ..runtime.network import (
     Conv,
     DepthToSpace,
     EdgePad,
+    Join,
     Network,
     Node,
     Select,
@@ -73,19 +77,20 @@ class RuleBroken(UsageError):
 def prove_conv(network: str, node: Conv, bits_in: int = 8) -> LayerProof:
     """Prove one convolution, whose input has `bits_in` bits, or raise RuleBroken.
 
-    In the format w8a16b32 it is proved that no partial sum leaves int32; there, rounding is defined as halves up. In
-    the format int8 the same, and nothing about the float32 product that follows.
+    The format fp32-exact keeps the contract with weights that TF32 holds, too. In the format w8a16b32 it is proved that
+    no partial sum leaves int32; there, rounding is defined as halves up. In the format int8 the same, and nothing about
+    the float32 product that follows.
     """
-    exact = node.format == EXACT
-    weight_limit, accumulator_limit = (
-        (WEIGHT_LIMIT, ACCUMULATOR_LIMIT) if exact else (WIDE_WEIGHT_LIMIT, WIDE_ACCUMULATOR_LIMIT)
-    )
+    exact = node.format in (EXACT, FLOAT)
+    weight_limit = {EXACT: WEIGHT_LIMIT, FLOAT: FLOAT_WEIGHT_LIMIT}.get(node.format, WIDE_WEIGHT_LIMIT)
+    accumulator_limit = ACCUMULATOR_LIMIT if exact else WIDE_ACCUMULATOR_LIMIT
+    weight_type = np.int16 if node.format == FLOAT else np.int8
 
     def require(condition: bool, rule: str, detail: str) -> None:
         if not condition:
             raise RuleBroken(network, node.name, rule, detail)
 
-    require(node.weight.dtype == np.int8, "weights are int8", f"they are {node.weight.dtype}")
+    require(node.weight.dtype == weight_type, f"weights are {weight_type.__name__}", f"they are {node.weight.dtype}")
     require(node.bias.dtype == np.int32, "biases are int32", f"they are {node.bias.dtype}")
     require(node.shift.dtype == np.uint8, "scales are powers of two", f"shifts are {node.shift.dtype}, not uint8")
     weight, bias, shift = (array.astype(np.int64) for array in (node.weight, node.bias, node.shift))
@@ -104,7 +109,7 @@ def prove_conv(network: str, node: Conv, bits_in: int = 8) -> LayerProof:
     peak = int(np.abs(weight).max())
     require(peak <= weight_limit, f"weights within +-{weight_limit}", f"the largest is {peak}")
     require(bool((shift <= MAX_SHIFT).all()), f"shift at most {MAX_SHIFT}", f"the largest is {shift.max()}")
-    # The input is -128..127, or as much of 16 bits: 128 times the sum of magnitudes bounds every partial sum, too.
+    # The input is -128..127, or as much of more bits: 128 times the sum of magnitudes bounds every partial sum, too.
     bounds = (1 << (bits_in - 1)) * np.abs(weight).reshape(len(weight), -1).sum(1) + np.abs(bias)
     bound = int(bounds.max())
     require(
@@ -124,7 +129,8 @@ def prove_conv(network: str, node: Conv, bits_in: int = 8) -> LayerProof:
             "odd accumulators",
             "weights must be even and biases odd, or a sum can lie half way between two outputs",
         )
-        require(bool((shift >= MIN_SHIFT).all()), f"shift at least {MIN_SHIFT}", f"the smallest is {shift.min()}")
+        right = bits_in - node.bits + int(shift.min())
+        require(right >= MIN_SHIFT, f"shift at least {MIN_SHIFT}", f"the smallest is {right}")
     return LayerProof(
         node.name,
         peak,
@@ -139,7 +145,7 @@ def prove_conv(network: str, node: Conv, bits_in: int = 8) -> LayerProof:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """`kind` is "int8" (scale 2**-7), "int16" (2**-15, only in w8a16b32) or "raw".
+    """`kind` is "int8" (scale 2**-7), an integer of more bits, or "raw".
 
     `step` is positions of the input's plane per position of this one.
     """
@@ -147,6 +153,10 @@ class _Tensor:
     kind: str
     channels: int
     step: float
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.kind == "raw" else int(self.kind.removeprefix("int"))
 
 
 def _result(network: str, node: Node, inputs: list[_Tensor]) -> _Tensor:
@@ -157,12 +167,14 @@ def _result(network: str, node: Node, inputs: list[_Tensor]) -> _Tensor:
             raise RuleBroken(network, node.name, rule, detail)
 
     first, raw = inputs[0], isinstance(node, Conv | Add) and node.raw
-    if not isinstance(node, Conv | Add):  # what only moves numbers takes any
-        expected = first.kind
-    else:
-        expected = "raw" if isinstance(node, Add) and raw else "int16" if first.kind == "int16" else "int8"
-    wrong = [source.kind for source in inputs if source.kind != expected]
-    require(not wrong, f"inputs are {expected}", f"one of them is {wrong[0] if wrong else expected}")
+    if isinstance(node, Join):
+        expected = ["int8", "int8"]
+    elif isinstance(node, Conv | Add) and not (isinstance(node, Add) and raw):
+        expected = ["int8" if source.kind == "raw" else source.kind for source in inputs]
+    else:  # what only moves numbers takes any
+        expected = ["raw" if raw else first.kind] * len(inputs)
+    for wanted, source in zip(expected, inputs, strict=True):
+        require(source.kind == wanted, f"inputs are {wanted}", f"one of them is {source.kind}")
     if isinstance(node, Conv):
         taken = node.weight.shape[1]
         require(taken == first.channels, "channels fit", f"it takes {taken} channels and gets {first.channels}")
@@ -188,7 +200,12 @@ def _result(network: str, node: Node, inputs: list[_Tensor]) -> _Tensor:
     require(len(steps) == 1, "planes of one size", f"its inputs have {sorted(steps)} times the input's step")
     if isinstance(node, Concat):
         return _Tensor(first.kind, sum(channels), first.step)
+    if isinstance(node, Join):
+        require(8 < node.bits <= FLOAT_BITS, f"9 to {FLOAT_BITS} bits", f"it makes {node.bits}")
     require(len(set(channels)) == 1, "equal scales and channels at adds", f"its inputs have {channels} channels")
+    if isinstance(node, Add) and not raw:
+        widest = max(source.bits for source in inputs)
+        require(node.bits in (8, widest), "adds keep the width or give 8 bits", f"{node.bits} of {widest}")
     return _Tensor("raw" if raw else f"int{node.bits}", first.channels, first.step)
 
 
@@ -206,16 +223,17 @@ def prove(network: Network) -> list[LayerProof]:
         if node.output in tensors:
             raise RuleBroken(network.name, node.name, "tensors are defined once", f"{node.output} was there before")
         if isinstance(node, Conv):
-            int16 = tensors[node.source].kind == "int16"
-            if node.format != WIDE and (int16 or node.bits > 8):
-                raise RuleBroken(network.name, node.name, "16 bits are of w8a16b32 only", f"it is {node.format}")
-            proofs.append(prove_conv(network.name, node, 16 if int16 else 8))
+            bits_in, most = tensors[node.source].bits, {WIDE: 16, FLOAT: FLOAT_BITS}.get(node.format, 8)
+            if max(bits_in, node.bits) > most:
+                rule = f"at most {most} bits in {node.format}"
+                raise RuleBroken(network.name, node.name, rule, f"it takes {bits_in} and gives {node.bits}")
+            proofs.append(prove_conv(network.name, node, bits_in))
         tensors[node.output] = _result(network.name, node, [tensors[source] for source in sources(node)])
     for output in network.outputs:
         if output not in tensors:
             raise RuleBroken(network.name, output, "outputs exist", "no operator makes it")
-        if tensors[output].kind == "int16":
-            raise RuleBroken(network.name, output, "outputs have 8 bits", "it has 16")
+        if tensors[output].kind not in ("int8", "raw"):
+            raise RuleBroken(network.name, output, "outputs have 8 bits", f"it is {tensors[output].kind}")
         if tensors[output].kind == "raw" and network.name not in ENCODER_ONLY:
             raise RuleBroken(
                 network.name, output, "raw sums only in the encoder", f"only {' and '.join(ENCODER_ONLY)} may give them"

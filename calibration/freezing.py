@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..runtime.network import FREE, WEIGHT_LIMIT, WIDE_WEIGHT_LIMIT, Conv
+from ..runtime.network import FLOAT, FREE, WEIGHT_LIMIT, WIDE_WEIGHT_LIMIT, Conv
 from .qat import ExactConv2d
 
 
@@ -16,11 +16,12 @@ def freeze_conv(layer: ExactConv2d, name: str, source: str, output: str) -> Conv
     """
     with torch.no_grad():
         weight, bias, exponent = layer.integers()
+    split = [weight.numpy().astype(np.int16)] if layer.format == FLOAT else split_weight(weight.numpy(), layer.copies)
     return Conv(
         name=name,
         source=source,
         output=output,
-        weight=np.concatenate(split_weight(weight.numpy(), layer.copies), axis=1),
+        weight=np.concatenate(split, axis=1),
         bias=bias.numpy().astype(np.int32),
         shift=np.zeros(len(bias), np.uint8) if layer.format == FREE else exponent.numpy().astype(np.uint8),
         stride=layer.stride,

@@ -1,13 +1,14 @@
 """Two ONNX spellings of an integer network, both made here because the device has no onnx package.
 
 `qdq_form`: QuantizeLinear/DequantizeLinear around float operators, int8 with zero point 0, as TensorRT wants it.
-`onnxruntime_form`: QLinearConv and ConvInteger over uint8 activations with zero point 128, for which ONNX Runtime has
-its fast x86 kernels. The shift of the zero point changes no value. Both take and give NHWC tensors.
+`onnxruntime_form`: QLinearConv and MatMulInteger over uint8 activations with zero point 128, for which ONNX Runtime has
+its fast x86 kernels. The shift of the zero point changes no value. Both take and give NHWC tensors, and hold integers
+of more than 8 bits in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..runtime.errors import UsageError
 from ..runtime.network import (
     ACTIVATION_EXP,
     EXACT,
+    FLOAT,
     FREE,
     MIN_SHIFT,
     WIDE,
@@ -26,12 +28,12 @@ from ..runtime.network import (
     Conv,
     DepthToSpace,
     EdgePad,
+    Join,
     Network,
     Node,
     Select,
     SpaceToDepth,
 )
-from .folding import folded
 
 OPSET = 17
 IR_VERSION = 8
@@ -46,10 +48,12 @@ class _Graph:
     """Collects nodes and initializers; equal constants are stored once."""
 
     def __init__(self, network: Network) -> None:
-        self.network = network
+        self.network, self.bits = network, network.bits
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.raw = network.raw
+        self.floating = self.raw | {name for name, bits in self.bits.items() if bits > 8}
+        """Tensors of the network that float32 holds."""
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.initializers.setdefault(name, numpy_helper.from_array(value, name))
@@ -81,16 +85,110 @@ def _geometry(node: Conv) -> dict[str, list[int]]:
     return {"kernel_shape": [k, k], "strides": [node.stride] * 2, "pads": [node.padding] * 4}
 
 
+class _Integers:
+    """Operators over integers of more than 8 bits, or sums on the way to fewer, in float32, which holds them exactly.
+
+    `widened` gives the numbers of an int8 tensor times a power of two, `narrowed` quantises multiples of a power of
+    two, to nearest: the two forms differ in how.
+    """
+
+    def __init__(
+        self, graph: _Graph, widened: Callable[[str, float, str], str], narrowed: Callable[[str, float, str], str]
+    ) -> None:
+        self._graph, self._widened, self._narrowed = graph, widened, narrowed
+        self._made: dict[tuple[str, int], str] = {}
+
+    def floats(self, name: str, source: str, bits: int) -> str:
+        """The tensor `name` of the network, whose alias is `source`, as numbers of `bits` bits; made on first use."""
+        graph, missing = self._graph, bits - self._graph.bits[name]
+        if graph.bits[name] > 8 and not missing:
+            return source
+        output = f"{source}/{bits}_bits"
+        if (name, bits) not in self._made:
+            if graph.bits[name] == 8:
+                self._widened(source, 2.0**missing, output)
+            else:
+                factor = graph.constant(f"factor_{missing}", np.float32(2.0**missing))
+                graph.add("Mul", [source, factor], output)
+            self._made[name, bits] = output
+        return output
+
+    def convolutions(self, nodes: Sequence[Conv], source: str, outs: Sequence[str]) -> None:
+        """Convolutions that read the same tensor, of one stride, each with the padding that keeps the planes, as one:
+        few output channels cost as much as many.
+
+        Every product and sum is exact, however it is ordered.
+        """
+        graph, side = self._graph, max(node.weight.shape[2] for node in nodes)
+        bits = graph.bits[nodes[0].source]
+        weights, biases = [], []
+        for node in nodes:
+            exponent = bits - 1 + node.shift.astype(np.float64)  # of the accumulator's scale
+            scale = np.exp2(-exponent if node.raw else node.bits - 1 - exponent)
+            around = (side - node.weight.shape[2]) // 2
+            kernels = np.pad(node.weight, ((0, 0), (0, 0), (around, around), (around, around)))
+            weights.append((kernels * scale[:, None, None, None]).astype(np.float32))
+            biases.append((node.bias * scale).astype(np.float32))
+        name = "+".join(node.name for node in nodes)
+        inputs = [
+            self.floats(nodes[0].source, source, bits),
+            graph.constant(f"{name}/weight", np.concatenate(weights)),
+            graph.constant(f"{name}/bias", np.concatenate(biases)),
+        ]
+        geometry = _geometry(next(node for node in nodes if node.weight.shape[2] == side))
+        if len(nodes) == 1:
+            results = [outs[0] if nodes[0].raw else f"{outs[0]}/wide"]
+            graph.add("Conv", inputs, results[0], **geometry)
+        else:
+            together = graph.add("Conv", inputs, f"{name}/wide", **geometry)
+            results = [out if node.raw else f"{out}/wide" for node, out in zip(nodes, outs, strict=True)]
+            ends = np.cumsum([len(node.weight) for node in nodes])
+            for node, end, result in zip(nodes, ends, results, strict=True):
+                graph.add("Slice", [together, *_slice_bounds(graph, int(end) - len(node.weight), int(end), 1)], result)
+        for node, result, out in zip(nodes, results, outs, strict=True):
+            if not node.raw:
+                self._rounded(result, node.bits, out)
+
+    def _rounded(self, x: str, bits: int, out: str) -> None:
+        """Clipping before rounding is clipping after it: the bounds are integers."""
+        if bits == 8:
+            self._narrowed(x, 1.0, out)
+        else:
+            self._graph.add("Round", [self._clipped(x, bits, f"{out}/clipped")], out)
+
+    def addition(self, node: Add, sources: list[str], out: str) -> None:
+        graph, wide = self._graph, max(self._graph.bits[name] for name in node.sources)
+        terms = [self.floats(name, source, wide) for name, source in zip(node.sources, sources, strict=True)]
+        total = graph.add("Add", terms, f"{out}/sum")
+        if node.bits == wide:
+            self._clipped(total, wide, out)
+            return
+        # The sum is whole, so that a half more moves halves up and nothing else.
+        half = graph.add("Add", [total, graph.constant("half", np.float32(0.5))], f"{out}/half")
+        self._narrowed(half, 2.0 ** (wide - node.bits), out)
+
+    def join(self, node: Join, sources: list[str], out: str) -> None:
+        whole, fraction = (
+            self._widened(source, 2.0**exponent, f"{out}/{part}")
+            for source, exponent, part in zip(sources, (node.bits - 8, 0), ("whole", "fraction"), strict=True)
+        )
+        self._graph.add("Add", [whole, fraction], out)
+
+    def _clipped(self, x: str, bits: int, out: str) -> str:
+        bounds = {"least": -(1 << (bits - 1)), "largest": (1 << (bits - 1)) - 1}
+        names = [self._graph.constant(f"{key}_{bits}", np.float32(bound)) for key, bound in bounds.items()]
+        return self._graph.add("Clip", [x, *names], out)
+
+
 def qdq_form(network: Network) -> bytes:
     """The network as Q/DQ ONNX. Boundary tensors are int8 NHWC (raw outputs float32).
 
     What only moves integers stands between a DequantizeLinear and a QuantizeLinear of the same scale: TensorRT's
     parser lists no int8 for those operators, and takes such a group as the movement of int8 that it is. Raises
-    UsageError for formats other than int8-exact.
+    UsageError for formats other than int8-exact and fp32-exact.
     """
-    if network.formats - {EXACT}:
-        raise UsageError(f"network {network.name} has no Q/DQ form: it is not int8-exact")
-    network = folded(network)
+    if network.formats - {EXACT, FLOAT}:
+        raise UsageError(f"network {network.name} has no Q/DQ form: it is not exact in fp32")
     graph = _Graph(network)
     scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
     zero = graph.constant("zero", np.int8(0))
@@ -102,8 +200,21 @@ def qdq_form(network: Network) -> bytes:
             floats[name] = graph.add("DequantizeLinear", [name, scale, zero], f"{name}/float")
         return floats[name]
 
+    def widened(name: str, factor: float, output: str) -> str:
+        factor *= 2**ACTIVATION_EXP
+        return graph.add("Mul", [dequantised(name), graph.constant(f"times_{factor:g}", np.float32(factor))], output)
+
+    def narrowed(name: str, factor: float, output: str) -> str:
+        factor *= 2**ACTIVATION_EXP
+        real = graph.add("Mul", [name, graph.constant(f"over_{factor:g}", np.float32(1 / factor))], f"{output}/real")
+        return graph.add("QuantizeLinear", [real, scale, zero], output)
+
+    integers = _Integers(graph, widened, narrowed)
+    held: set[str] = set()  # tensors of the graph that are float32
+
     def moved(op: str, moving: list[str], output: str, *parameters: str, **attributes: object) -> None:
-        if output.removesuffix("/nchw") in graph.raw:
+        if moving[0] in held:
+            held.add(output)
             graph.add(op, [*moving, *parameters], output, **attributes)
             return
         result = graph.add(op, [*map(dequantised, moving), *parameters], f"{output}/moved", **attributes)
@@ -118,9 +229,12 @@ def qdq_form(network: Network) -> bytes:
     for name, inside in alias.items():
         moved("Transpose", [name], inside, perm=_TO_NCHW)
     for node in network.nodes:
-        out = f"{node.output}/nchw"
-        alias[node.output] = out
-        if isinstance(node, Conv):
+        out = alias[node.output] = f"{node.output}/nchw"
+        if node.output in graph.floating:
+            held.add(out)
+        if isinstance(node, Conv) and node.format == FLOAT:
+            integers.convolutions([node], alias[node.source], [out])
+        elif isinstance(node, Conv):
             weight = graph.constant(f"{node.name}/weight", node.weight)
             weight_scale = graph.constant(f"{node.name}/weight_scale", np.exp2(-node.shift.astype(np.float32)))
             weight_zero = graph.constant(f"{node.name}/weight_zero", np.zeros(len(node.weight), np.int8))
@@ -137,9 +251,13 @@ def qdq_form(network: Network) -> bytes:
             sources = [alias[s] for s in node.sources]
             if node.raw:
                 graph.add("Add", sources, out)
+            elif graph.floating.intersection(node.sources):
+                integers.addition(node, sources, out)
             else:
                 graph.add("Add", [dequantised(s) for s in sources], f"{out}/wide")
                 graph.add("QuantizeLinear", [f"{out}/wide", scale, zero], out)
+        elif isinstance(node, Join):
+            integers.join(node, [alias[s] for s in node.sources], out)
         elif isinstance(node, Concat):
             moved("Concat", [alias[s] for s in node.sources], out, axis=1)
         elif isinstance(node, DepthToSpace):
@@ -166,16 +284,34 @@ def onnxruntime_form(network: Network) -> bytes:
     """The network over uint8 with zero point 128. Boundary tensors are uint8 NHWC (raw outputs float32)."""
     if WIDE in network.formats:
         return _double_form(network)
-    network = _with_fillers(folded(network))
+    network = _with_fillers(network)
     graph = _Graph(network)
     scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
     zero = graph.constant("zero", np.uint8(ZERO_POINT))
     alias = {name: graph.add("Transpose", [name], f"{name}/nchw", perm=_TO_NCHW) for name in network.inputs}
     depth_first = _depth_first_sources(network)
+
+    def widened(name: str, factor: float, output: str) -> str:
+        return graph.add(
+            "DequantizeLinear", [name, graph.constant(f"step_of_{factor:g}", np.float32(factor)), zero], output
+        )
+
+    def narrowed(name: str, factor: float, output: str) -> str:
+        return graph.add(
+            "QuantizeLinear", [name, graph.constant(f"step_of_{factor:g}", np.float32(factor)), zero], output
+        )
+
+    integers = _Integers(graph, widened, narrowed)
     for node in network.nodes:
+        if node.output in alias:  # made beside another
+            continue
         out = alias[node.output] = f"{node.output}/nchw"
         if isinstance(node, Conv):
-            if node.raw:
+            if node.format == FLOAT:
+                beside = _beside(network, node)
+                alias |= {other.output: f"{other.output}/nchw" for other in beside}
+                integers.convolutions(beside, alias[node.source], [alias[other.output] for other in beside])
+            elif node.raw:
                 _raw_convolution(graph, node, alias[node.source], out)
             else:
                 _quantised_convolution(graph, node, alias[node.source], out, depth_first.get(node.output))
@@ -183,8 +319,12 @@ def onnxruntime_form(network: Network) -> bytes:
             a, b = (alias[s] for s in node.sources)
             if node.raw:
                 graph.add("Add", [a, b], out)
+            elif graph.floating.intersection(node.sources):
+                integers.addition(node, [a, b], out)
             else:
                 graph.add("QLinearAdd", [a, scale, zero, b, scale, zero, scale, zero], out, domain="com.microsoft")
+        elif isinstance(node, Join):
+            integers.join(node, [alias[s] for s in node.sources], out)
         elif isinstance(node, Concat):
             graph.add("Concat", [alias[s] for s in node.sources], out, axis=1)
         elif isinstance(node, DepthToSpace):
@@ -207,6 +347,16 @@ def onnxruntime_form(network: Network) -> bytes:
     return graph.model(TensorProto.UINT8)
 
 
+def _beside(network: Network, node: Conv) -> list[Conv]:
+    """The convolutions in format FLOAT that one can do together with `node`, which is one of them."""
+
+    def keeps_planes(other: Node) -> bool:
+        fits = isinstance(other, Conv) and other.format == FLOAT and other.source == node.source
+        return fits and other.stride == 1 and 2 * other.padding + 1 == other.weight.shape[2]
+
+    return [other for other in network.nodes if keeps_planes(other)] if keeps_planes(node) else [node]
+
+
 def _mode(node: DepthToSpace) -> str:
     return "DCR" if node.phases_first else "CRD"
 
@@ -218,7 +368,7 @@ def _with_fillers(network: Network) -> Network:
     alone, channels = _read_once(network), network.channels
     replaced: dict[str, list[Node]] = {}
     for node in network.nodes:
-        if not isinstance(node, Conv) or node.raw or node.source not in alone:
+        if not isinstance(node, Conv) or node.raw or node.format == FLOAT or node.source not in alone:
             continue
         missing = -node.weight.shape[1] % FAST_CHANNELS
         source = made[node.source]
@@ -257,7 +407,9 @@ def _filled(
 def _depth_first_sources(network: Network) -> dict[str, int]:
     """Block of each DepthToSpace whose input is a convolution that nothing else reads."""
     alone = _read_once(network)
-    convolved = {node.output for node in network.nodes if isinstance(node, Conv) and not node.raw}
+    convolved = {
+        node.output for node in network.nodes if isinstance(node, Conv) and not node.raw and node.format != FLOAT
+    }
     return {
         node.source: node.block
         for node in network.nodes
@@ -389,7 +541,7 @@ def _double_form(network: Network) -> bytes:
     limits = {
         width: [graph.constant(f"least_{width}", np.float64(-(1 << (width - 1)))),
                 graph.constant(f"largest_{width}", np.float64((1 << (width - 1)) - 1))]
-        for width in (8, 16)
+        for width in sorted({8, *bits.values()})
     }  # fmt: skip
 
     def requantised(x: str, factor: np.ndarray, width: int, out: str) -> None:
@@ -397,6 +549,12 @@ def _double_form(network: Network) -> bytes:
         x = graph.add("Mul", [x, graph.constant(f"{out}/factor", factor)], f"{out}/scaled")
         x = graph.add("Add", [x, graph.constant("half", np.float64(0.5))], f"{out}/half")
         graph.add("Clip", [graph.add("Floor", [x], f"{out}/floor"), *limits[width]], out)
+
+    def aligned(name: str, x: str, width: int) -> str:
+        if bits[name] == width:
+            return x
+        factor = graph.constant(f"times_{width - bits[name]}", np.float64(1 << (width - bits[name])))
+        return graph.add("Mul", [x, factor], f"{x}/{width}_bits")
 
     alias = {}
     for name in network.inputs:
@@ -424,8 +582,15 @@ def _double_form(network: Network) -> bytes:
             if node.raw:
                 graph.add("Add", sources, out)
             else:
-                factor = np.float64(2.0 ** (node.bits - bits[node.sources[0]]))
-                requantised(graph.add("Add", sources, f"{out}/sum"), factor, node.bits, out)
+                wide = max(bits[source] for source in node.sources)
+                terms = [aligned(source, alias[source], wide) for source in node.sources]
+                requantised(
+                    graph.add("Add", terms, f"{out}/sum"), np.float64(2.0 ** (node.bits - wide)), node.bits, out
+                )
+        elif isinstance(node, Join):
+            whole, fraction = (alias[source] for source in node.sources)
+            factor = graph.constant(f"times_{node.bits}", np.float64(1 << (node.bits - 8)))
+            graph.add("Add", [graph.add("Mul", [whole, factor], f"{out}/whole"), fraction], out)
         elif isinstance(node, Concat):
             graph.add("Concat", [alias[source] for source in node.sources], out, axis=3)
         elif isinstance(node, DepthToSpace):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import UsageError
-from ..runtime.network import EXACT, FORMATS, FREE, MAX_SHIFT
+from ..runtime.network import EXACT, FREE, MAX_SHIFT
 from .equalisation import equalise, observed_outputs
-from .formats import set_format
+from .formats import FORMATS, set_format
 from .observers import OBSERVERS, Histogram, steps
 from .qat import ExactConv2d
 from .rounding import Moments, observed_patches, round_adaptively

@@ -9,7 +9,7 @@ network: every number is an integer below 2**24 times a power of two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from ..runtime.network import (
     ACCUMULATOR_LIMIT,
     ACTIVATION_EXP,
     EXACT,
+    FLOAT,
+    FLOAT_WEIGHT_LIMIT,
     FREE,
     MAX_SHIFT,
     MIN_SHIFT,
@@ -48,27 +50,27 @@ class _Saturate(torch.autograd.Function):
     """Clip (and round) with a small gradient outside the range: a channel that always saturates can recover."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, exact: bool) -> Tensor:  # type: ignore[no-untyped-def, override]
-        y = torch.round(x * 2**ACTIVATION_EXP) * 2.0**-ACTIVATION_EXP if exact else x
+    def forward(ctx, x: Tensor, rounding: Callable[[Tensor], Tensor] | None, bits: int) -> Tensor:  # type: ignore[no-untyped-def, override]
+        unit = 2.0 ** (bits - 1)
+        y = rounding(x * unit) / unit if rounding else x
         ctx.save_for_backward(x)
-        return y.clamp(-1.0, FULL_SCALE)
+        ctx.largest = 1.0 - 1.0 / unit
+        return y.clamp(-1.0, ctx.largest)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def, override]
         (x,) = ctx.saved_tensors
-        inside = torch.ops.aten.hardtanh_backward(gradient, x, -1.0, FULL_SCALE)
-        return inside.mul_(1 - LEAK).add_(gradient, alpha=LEAK), None
+        inside = torch.ops.aten.hardtanh_backward(gradient, x, -1.0, ctx.largest)
+        return inside.mul_(1 - LEAK).add_(gradient, alpha=LEAK), None, None
 
 
-def saturate(x: Tensor, exact: bool) -> Tensor:
-    """Clip to [-1, 127/128] and, when `exact`, round to multiples of 1/128."""
-    return _Saturate.apply(x, exact)
+def saturate(x: Tensor, exact: bool, bits: int = 8) -> Tensor:
+    """Clip to [-1, 1 - 2**-(bits - 1)] and, when `exact`, round to multiples of 2**-(bits - 1)."""
+    return _Saturate.apply(x, torch.round if exact else None, bits)
 
 
-def saturate_to(x: Tensor, bits: int) -> Tensor:
-    """Clip to [-1, 1 - 2**-(bits - 1)] and round to multiples of 2**-(bits - 1), halves up; no gradient of its own."""
-    unit = 2.0 ** (bits - 1)
-    return (torch.floor(x * unit + 0.5) / unit).clamp(-1.0, 1.0 - 1.0 / unit)
+def _halves_up(x: Tensor) -> Tensor:
+    return torch.floor(x + 0.5)
 
 
 def weight_exponents(weight: Tensor, limit: int = WEIGHT_LIMIT) -> Tensor:
@@ -125,9 +127,16 @@ class ExactConv2d(nn.Module):
         return self.weight * self.gain, self.bias
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the format is one of those that fp32 computes exactly, with even weights and odd biases."""
+        return self.format in (EXACT, FLOAT)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(distance between neighbouring integer weights, how many of them lie above 0)."""
-        spacing, limit = (2, WEIGHT_LIMIT) if self.format == EXACT else (1, WIDE_WEIGHT_LIMIT)
+        spacing, limit = {EXACT: (2, WEIGHT_LIMIT), FLOAT: (2, FLOAT_WEIGHT_LIMIT)}.get(
+            self.format, (1, WIDE_WEIGHT_LIMIT)
+        )
         return spacing, limit * self.copies // spacing
 
     def exponents(self, weight: Tensor) -> Tensor:
@@ -135,10 +144,10 @@ class ExactConv2d(nn.Module):
         if self.fixed_exponents is not None:
             return self.fixed_exponents
         spacing, levels = self.grid
-        if self.format == EXACT:
+        if self.is_exact:
             # Rounding adds at most 1 to each weight, so no partial sum leaves the contract's bound.
             magnitude = weight.detach().flatten(1).abs().sum(1) + self.bias.detach().abs()
-            room = ACCUMULATOR_LIMIT / 2**ACTIVATION_EXP - weight[0].numel()
+            room = ACCUMULATOR_LIMIT / 2 ** (self.bits[0] - 1) - weight[0].numel()
             bounded = torch.floor(torch.log2(room / magnitude.clamp_min(2.0**-18))).clamp(min=MIN_SHIFT)
             return weight_exponents(weight, spacing * levels).minimum(bounded)
         if self.format != FREE:
@@ -155,22 +164,22 @@ class ExactConv2d(nn.Module):
         per_step = (2.0**exponent / spacing).reshape(-1, 1, 1, 1)
         weight_int = spacing * torch.round(weight * per_step).clamp(-levels, levels)
         scaled_bias = bias.double() * 2.0 ** (exponent.double() + self.bits[0] - 1)
-        bias_int = 2 * torch.floor(scaled_bias / 2) + 1 if self.format == EXACT else torch.round(scaled_bias)
+        bias_int = 2 * torch.floor(scaled_bias / 2) + 1 if self.is_exact else torch.round(scaled_bias)
         return weight_int, bias_int, exponent
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.exact and self.format != EXACT:
+        if self.exact and not self.is_exact:
             return self._free_forward(x)
         weight, bias = self.effective()
         if self.exact:
             with torch.no_grad():
                 weight_int, bias_int, exponent = self.integers()
                 weight_grid = weight_int * (2.0**-exponent).reshape(-1, 1, 1, 1)
-                bias_grid = (bias_int * 2.0 ** -(exponent.double() + ACTIVATION_EXP)).to(bias.dtype)
+                bias_grid = (bias_int * 2.0 ** -(exponent.double() + self.bits[0] - 1)).to(bias.dtype)
             weight = weight + (weight_grid - weight).detach() if self.training else weight_grid
             bias = bias + (bias_grid - bias).detach() if self.training else bias_grid
         y = self._convolve(x, weight, bias)
-        return y if self.raw else saturate(y, self.exact)
+        return y if self.raw else saturate(y, self.exact, self.bits[1])
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The convolution. Kernels of several strides go by blocks of one stride: PyTorch's gradient of a 32x32 kernel
@@ -193,22 +202,34 @@ class ExactConv2d(nn.Module):
             scale = (2.0**-exponent).float().reshape(-1, 1, 1)
             return (torch.round(y.float() * scale) / 2**ACTIVATION_EXP).clamp(-1.0, FULL_SCALE)
         y = y * (2.0 ** -exponent.double() / unit).reshape(-1, 1, 1)
-        return (y if self.raw else saturate_to(y, self.bits[1])).float()
+        return (y if self.raw else _Saturate.apply(y, _halves_up, self.bits[1])).float()
 
 
 class SaturatingAdd(nn.Module):
-    """Sum of two tensors of equal scale, saturated. Integers of equal width stay integers: nothing is rounded.
+    """Sum of two tensors, saturated. Nothing is rounded but where the output has fewer bits than an input, halves up.
 
-    `bits` of the inputs and of the output are 8 but in the format "w8a16b32".
+    `bits` of the wider input and of the output are 8 but in the formats "fp32-exact" and "w8a16b32".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bits_in: int = 8, bits_out: int = 8) -> None:
         super().__init__()
-        self.bits = (8, 8)
+        self.bits = (bits_in, bits_out)
         self.exact = False
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return saturate_to(a + b, self.bits[1]) if self.exact and self.bits[0] > 8 else saturate(a + b, False)
+        narrower = self.exact and self.bits[1] < self.bits[0]
+        return _Saturate.apply(a + b, _halves_up if narrower else None, self.bits[1])
+
+
+class Join(nn.Module):
+    """One number of 8 + `bits` bits of a whole part and of a fraction that is counted in 2**-bits of its unit."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, whole: Tensor, fraction: Tensor) -> Tensor:
+        return whole + fraction * 2.0**-self.bits
 
 
 class _Select(torch.autograd.Function):
@@ -276,7 +297,7 @@ class EdgePad(nn.Module):
         return F.pad(x, [self.width] * 4, mode="replicate")
 
 
-LAYERS = (ExactConv2d, SaturatingAdd, Select, SpaceToDepth, DepthToSpace, EdgePad)
+LAYERS = (ExactConv2d, SaturatingAdd, Join, Select, SpaceToDepth, DepthToSpace, EdgePad)
 
 
 class LayerTracer(fx.Tracer):

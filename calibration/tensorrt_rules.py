@@ -24,7 +24,7 @@ OPSETS = range(13, 21)
 WEIGHTED = {"Conv": 0, "ConvTranspose": 1}
 """Operators with weights, and the axis of their output channels."""
 MOVING = {"Concat", "DepthToSpace", "SpaceToDepth", "Transpose", "Slice", "Split", "Gather", "Pad", "Resize"}
-OPERATORS = {*WEIGHTED, *MOVING, "Add", "Relu", "Clip", "QuantizeLinear", "DequantizeLinear"}
+OPERATORS = {*WEIGHTED, *MOVING, "Add", "Mul", "Round", "Relu", "Clip", "QuantizeLinear", "DequantizeLinear"}
 CHANNELS_PER_GROUP = 4
 
 Finding = tuple[str, str]
@@ -126,8 +126,22 @@ def _per_channel(graph: _Graph) -> Iterator[Finding]:
                 yield node.name, f"its {scale.size} scales along axis {axis} are not {reader.name}'s output channels"
 
 
+def _in_float(graph: _Graph, node: onnx.NodeProto) -> bool:
+    """Whether a weighted operator is one in float32 on purpose: its weights are, and what it reads is no int8 tensor's
+    twin (nor is its result quantised), so that nothing is fused into int8."""
+    weight = graph.constants.get(node.input[1], np.empty(0))
+    readers = {reader.op_type for reader in graph.readers[node.output[0]]}
+    return (
+        weight.dtype == np.float32
+        and graph.made_by(node.input[0], "DequantizeLinear") is None
+        and ("QuantizeLinear" not in readers)
+    )
+
+
 def _weighted_inputs(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of(*WEIGHTED):
+        if _in_float(graph, node):
+            continue
         data, weight = (graph.made_by(name, "DequantizeLinear") for name in node.input[:2])
         if data is None or data.input[0] in graph.constants:
             yield node.name, f"its input {node.input[0]} is not dequantised"
@@ -221,7 +235,7 @@ RULES = (
     Rule("zero points are constant zeros", "only symmetric quantisation exists", _zero_points),
     Rule("scales are positive constants", "the parser refuses others", _scales),
     Rule("scales per channel on weights only", "activations have one scale", _per_channel),
-    Rule("weighted operators read quantised tensors", "they would run in float", _weighted_inputs),
+    Rule("weighted operators are of one kind", "int8 is read by float weights, or the reverse", _weighted_inputs),
     Rule("biases are float32 constants", "a quantised bias is not fused", _biases),
     Rule("one quantisation per sum", "a result that is also used unquantised is computed in float", _one_quantisation),
     Rule("additions read quantised tensors of one scale", "the skip input would be converted to float", _adds),

@@ -21,7 +21,7 @@ from ..runtime import core
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
 from ..runtime.errors import InputError, UsageError
 from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
-from ..runtime.network import ACTIVATION_EXP, EXACT, Conv, Network, arrays, describe
+from ..runtime.network import EXACT, FLOAT, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
 from .models.latent_codec import HYPER_CHANNELS, LOG2_SCALE_BIAS, LatentCodec
 from .models.wavelet import Micro, Wavelet
@@ -90,8 +90,8 @@ def load_bundle_into_codec(bundle: Bundle) -> LatentCodec:
     codec = MODELS[architecture]()
     networks = codec.named_networks()
     for name, (module, _) in networks.items():
-        if bundle.networks[name].formats - {EXACT}:
-            raise UsageError(f"network {name} is not int8-exact: only such bundles become PyTorch models again")
+        if bundle.networks[name].formats - {EXACT, FLOAT}:
+            raise UsageError(f"network {name} is not exact in fp32: only such bundles become PyTorch models again")
         for node in bundle.networks[name].nodes:
             if isinstance(node, Conv):
                 layer = module.get_submodule(node.name)
@@ -101,7 +101,9 @@ def load_bundle_into_codec(bundle: Bundle) -> LatentCodec:
                 with torch.no_grad():
                     layer.gain.fill_(1.0)
                     layer.weight.copy_(torch.from_numpy(weight) * scale[:, None, None, None])
-                    layer.bias.copy_(torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0**-ACTIVATION_EXP)
+                    layer.bias.copy_(
+                        torch.from_numpy(node.bias.astype(np.float64)) * scale * 2.0 ** (1 - layer.bits[0])
+                    )
     codec.entropy_tables = bundle.entropy_tables
     codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0 ** -(GAIN_EXP + FINE_EXP)
     codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[: codec.latent_channels]))
@@ -194,7 +196,7 @@ def write_codec(
         "certificate.json": json.dumps(certificate(networks, manifest["halo"]), indent=1).encode(),
     }
     # Other formats than the contract's have no Q/DQ form: such a bundle runs on ONNX Runtime's CPU kernels only.
-    exact = all(network.formats <= {EXACT} for network in networks.values())
+    exact = all(network.formats <= {EXACT, FLOAT} for network in networks.values())
     qdq_forms = {name: qdq_form(network) for name, network in networks.items()} if exact else {}
     tensorrt_rules.check(qdq_forms)
     members |= {f"onnx/{name}.qdq.onnx": graph for name, graph in qdq_forms.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..calibration.freezing import freeze_conv
-from ..calibration.qat import DepthToSpace, EdgePad, ExactConv2d, LayerTracer, SaturatingAdd, Select, SpaceToDepth
+from ..calibration.qat import DepthToSpace, EdgePad, ExactConv2d, Join, LayerTracer, SaturatingAdd, Select, SpaceToDepth
 from ..runtime import network
 from ..runtime.errors import UsageError
 from ..runtime.network import Add, Concat, Network, Node
@@ -46,7 +46,9 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
                 raw.add(node.name)
             nodes.append(conv)
         elif isinstance(target, SaturatingAdd):
-            nodes.append(Add(str(node.target), (sources[0], sources[1]), node.name, raw=False, bits=target.bits[1]))
+            nodes.append(Add(label, (sources[0], sources[1]), node.name, raw=False, bits=target.bits[1]))
+        elif isinstance(target, Join):
+            nodes.append(network.Join(label, (sources[0], sources[1]), node.name, 8 + target.bits))
         elif isinstance(target, Select):
             nodes.append(network.Select(label, sources[0], node.name, target.channels))
         elif isinstance(target, DepthToSpace):
@@ -65,6 +67,6 @@ def trace(name: str, module: nn.Module, channels: Mapping[str, int]) -> Network:
         else:
             raise UsageError(
                 f"network {name}: {node.name} ({target}) is not an exact operator; build the module from ExactConv2d, "
-                "SaturatingAdd, Select, SpaceToDepth, DepthToSpace, EdgePad, torch.cat and F.pixel_shuffle"
+                "SaturatingAdd, Join, Select, SpaceToDepth, DepthToSpace, EdgePad, torch.cat and F.pixel_shuffle"
             )
     return Network(name, inputs, outputs, tuple(nodes))

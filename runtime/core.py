@@ -26,6 +26,7 @@ API_VERSION = 2
 """LINNET_API_VERSION of the header this module was written for."""
 MAX_TABLES = 256
 MAX_RADIUS = 255
+MAX_BIT_WORTH = 1000
 FREQUENCY_SUM = 1 << FREQUENCY_BITS
 MIN_SYMBOL, MAX_SYMBOL = -512, 511
 STATE_BYTES = 16
@@ -67,9 +68,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linnet_step_dequantize": (c_int, (POINTER(_StepStruct), *[c_void_p] * 4)),
     "linnet_step_residuals": (c_int, (POINTER(_StepStruct), *[c_void_p] * 4, POINTER(c_size_t))),
     "linnet_search_size": (c_size_t, (c_size_t,)),
-    "linnet_search": (
-        c_int, (c_void_p, c_int, c_float, c_void_p, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p)
-    ),
+    "linnet_search": (c_int, (c_void_p, c_int, c_float, c_void_p, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p)),
     "linnet_compand": (c_int, (c_void_p, c_size_t, c_void_p, c_void_p)),
     "linnet_pixels_to_planes": (
         c_int,
@@ -241,9 +240,7 @@ class RansDecoder:
         pointer = _vector_pointer(table_index, "table_index", np.uint8)
         levels = np.empty(table_index.size, np.int16)
         self._check(
-            _native.linnet_rans_decode(
-                tables._handle, self._decoder, trellis, pointer, levels.size, levels.ctypes.data
-            )
+            _native.linnet_rans_decode(tables._handle, self._decoder, trellis, pointer, levels.size, levels.ctypes.data)
         )
         return levels
 
@@ -262,8 +259,8 @@ class Step:
     It covers the positions with (row + column) % 2 == `parity`, or all of them if `parity` is -1. `gain` (n,) int16, in
     1/64 of a quarter latent and at least 64, `mean_shift` (n,) uint8 (2 where means are whole latents, 0 where they are
     quarters) and `table_offset` (n,) int16 have n = last - first entries; `companding` (256,) int8 holds the value for
-    the whole latent w at w + 128; `tables` is how many entropy tables the parameters choose from. The arrays are kept, not copied, and must
-    not change afterwards.
+    the whole latent w at w + 128; `tables` is how many entropy tables the parameters choose from. The arrays are kept,
+    not copied, and must not change afterwards.
     """
 
     height: int
@@ -381,6 +378,7 @@ def search(
     `residual` float32 and `table_index` uint8, both (count,), are those of one step. Levels are in half steps. With
     `trellis` they depend on the symbols before (dependent quantisation), and the search is Viterbi's algorithm.
     """
+    _vector_pointer(table_index, "table_index", np.uint8)
     table_index = table_index.copy()
     count = table_index.size
     symbols, levels = np.empty(count, np.int16), np.empty(count, np.int16)
@@ -390,7 +388,7 @@ def search(
         trellis,
         bit_worth,
         _vector_pointer(residual, "residual", np.float32, count),
-        _vector_pointer(table_index, "table_index", np.uint8),
+        table_index.ctypes.data,
         count,
         workspace.ctypes.data,
         symbols.ctypes.data,

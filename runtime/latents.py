@@ -2,8 +2,8 @@
 
 A latent is coded in quarters, an integer v in -512..509. A quality maps each channel to a step `gain / 64 >= 1` in
 quarters. The symbol `s` codes v around its predicted mean, by a level in half steps: v = clamp((mean << mean_shift) +
-round(level * gain / 128)). With scalar quantisation the level is 2 s. With a trellis (dependent quantisation: Schwarz et
-al., 2019) it is 2 s or 2 s - sign(s), which the symbols before it tell, each with entropy tables of its own. The
+round(level * gain / 128)). With scalar quantisation the level is 2 s. With a trellis (dependent quantisation: Schwarz
+et al., 2019) it is 2 s or 2 s - sign(s), which the symbols before it tell, each with entropy tables of its own. The
 networks see the whole part w = (v + 2) >> 2, an int8 number, and the synthesis also the quarters v - 4 w that are left.
 Whole latents alone would cost a tenth of the rate at high quality. This module owns those definitions and their
 constants; the float twin that trains is `export.models.latent_codec`.
@@ -32,8 +32,8 @@ UNCODABLE = 1e6
 """Bits, in place of infinitely many, of what a table cannot code: finite, so that no count times it is not a number."""
 COMPANDING_KNEE = 3.0
 BIT_WORTH = 0.08
-"""Squared error, in squared quantisation steps, that the encoder accepts to save one bit, where each symbol is chosen by
-itself. High-rate theory gives 2 ln 2 / 12 = 0.116 where steps and rate are in balance."""
+"""Squared error, in squared quantisation steps, that the encoder accepts to save one bit, where each symbol is chosen
+by itself. High-rate theory gives 2 ln 2 / 12 = 0.116 where steps and rate are in balance."""
 TRELLIS_BIT_WORTH = 0.05
 """The same along a trellis, whose steps are longer."""
 TRELLIS_STEP = 1.3

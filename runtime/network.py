@@ -23,9 +23,13 @@ MIN_SHIFT = 2
 MAX_SHIFT = 24
 ACCUMULATOR_LIMIT = 1 << 24
 """Accumulators stay below this, so that fp32 holds every partial sum exactly."""
-EXACT, FREE, WIDE = "int8-exact", "int8", "w8a16b32"
+EXACT, FLOAT, FREE, WIDE = "int8-exact", "fp32-exact", "int8", "w8a16b32"
 """Formats of a convolution, see `Conv`."""
-FORMATS = (EXACT, FREE, WIDE)
+FORMATS = (EXACT, FLOAT, FREE, WIDE)
+FLOAT_BITS = 12
+"""Most bits of an activation in "fp32-exact"."""
+FLOAT_WEIGHT_LIMIT = 4094
+"""Largest weight magnitude there: even, and 11 significant bits, as TF32 has them."""
 WIDE_WEIGHT_LIMIT = 127
 WIDE_ACCUMULATOR_LIMIT = 1 << 31
 """For the two other formats: int32 holds every partial sum, and fp64 does with room to spare."""
@@ -38,8 +42,10 @@ class Conv:
     weight (O, I, k, k) int8 even; bias (O,) int32 odd; shift (O,) uint8: the accumulator of output channel o has the
     scale 2**-(ACTIVATION_EXP + shift[o]). `raw` gives the accumulator itself, times that scale, as float32: exact.
 
-    That is the format "int8-exact". In "w8a16b32" inputs and outputs may have 16 bits and the scale 2**-15 (`bits` are
-    the output's), weights are any int8 but -128, biases any int32, accumulators stay below 2**31 and halves round up.
+    That is the format "int8-exact". In "fp32-exact" inputs and outputs may have up to 12 bits, a number of n bits
+    having the scale 2**-(n - 1) (`bits` are the output's), and weights are int16; all other rules are the same. In
+    "w8a16b32" inputs and outputs may have 16 bits, weights are any int8 but -128, biases any int32, accumulators stay
+    below 2**31 and halves round up.
     In "int8" weights and biases are as free, the accumulator has the scale 2**-ACTIVATION_EXP * scale[o] with any
     float32 `scale` (O,), and the output is the product of the two in float32, rounded half to even.
     """
@@ -60,14 +66,25 @@ class Conv:
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of two tensors of equal width, saturated, from 16 bits to 8 with halves up; or, if `raw`, one float32
-    addition of two raw tensors (encoder side only). `bits` are the output's."""
+    """Sum of two tensors, saturated. The narrower one is widened first; where the output has fewer bits than the wider
+    one, halves round up. Or, if `raw`, one float32 addition of two raw tensors (encoder side only). `bits` are the
+    output's."""
 
     name: str
     sources: tuple[str, str]
     output: str
     raw: bool
     bits: int = 8
+
+
+@dataclass(frozen=True)
+class Join:
+    """One number of `bits` bits of two int8 ones, a whole part and a fraction: whole * 2**(bits - 8) + fraction."""
+
+    name: str
+    sources: tuple[str, str]
+    output: str
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -122,13 +139,13 @@ class EdgePad:
     width: int
 
 
-Node = Conv | Add | Concat | DepthToSpace | SpaceToDepth | Select | EdgePad
+Node = Conv | Add | Join | Concat | DepthToSpace | SpaceToDepth | Select | EdgePad
 OPERATORS: dict[str, type[Node]] = {kind.__name__: kind for kind in Node.__args__}  # type: ignore[attr-defined]
 
 
 def sources(node: Node) -> tuple[str, ...]:
     """The tensors that `node` reads."""
-    return node.sources if isinstance(node, Add | Concat) else (node.source,)
+    return node.sources if isinstance(node, Add | Join | Concat) else (node.source,)
 
 
 @dataclass(frozen=True)
@@ -202,10 +219,10 @@ class Network:
 
     @property
     def bits(self) -> dict[str, int]:
-        """Width of each integer tensor by name, 8 or 16: activations have the scale 2**-(bits - 1)."""
+        """Width of each integer tensor by name, 8 to 16: activations have the scale 2**-(bits - 1)."""
         bits = dict.fromkeys(self.inputs, 8)
         for node in self.nodes:
-            bits[node.output] = node.bits if isinstance(node, Conv | Add) else bits[sources(node)[0]]
+            bits[node.output] = node.bits if isinstance(node, Conv | Add | Join) else bits[sources(node)[0]]
         return bits
 
     @property

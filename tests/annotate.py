@@ -119,12 +119,11 @@ def symbols(data: bytes, bundle: Bundle) -> Iterator[str]:
         def symbol(self, frequencies: list[int], radius: int) -> int:
             lane, state, words = self.coded % 4, self.states[self.coded % 4], len(self.words)
             symbol = super().symbol(frequencies, radius)
-            if radius:
-                kind, after = "escape" if abs(symbol) > radius else "symbol", self.states[lane]
-                lines.append(
-                    f"state {lane}: {state:08X}, slot {state & 0x3FFF:5}, radius {radius}, {kind} {symbol:3}, "
-                    f"{words - len(self.words)} words read, then {after:08X}"
-                )
+            kind, after = "escape" if abs(symbol) > radius else "symbol", self.states[lane]
+            lines.append(
+                f"state {lane}: {state:08X}, slot {state & 0x3FFF:5}, radius {radius}, {kind} {symbol:3}, "
+                f"{words - len(self.words)} words read, then {after:08X}"
+            )
             return symbol
 
     with mock.patch.object(book_decoder, "Rans", Traced):

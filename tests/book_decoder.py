@@ -305,12 +305,17 @@ def unsealed(payload: bytes, record: Record, key: bytes) -> bytes:
 # Order of symbols
 
 
+NEXT_STATE = ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5))
+
+
 class TileDecoder:
     def __init__(self, bundle: Bundle, quality: int) -> None:
         self.bundle, self.quality = bundle, quality
         tables = bundle._arrays("tables.npz")
         self.mean_shifts = tables["mean_shifts"]
         self.radii = [int(radius) for radius in tables["radii"]]
+        self.trellis = bundle.manifest.get("trellis", False)
+        self.first_tables = len(self.radii) // 2 if self.trellis else len(self.radii)
         numbers, self.frequencies = [int(n) for n in tables["frequencies"]], []
         for radius in self.radii:
             count = 2 * radius + 2 if radius else 0
@@ -353,6 +358,7 @@ class TileDecoder:
     def _step(self, rans, latents, parameters, first, last, parity, table_base) -> None:  # type: ignore[no-untyped-def]
         bundle, count = self.bundle, last - first
         gains, offsets = bundle.gains[self.quality - 1], bundle.table_offsets[self.quality - 1]
+        states = [0] * 4
         for row in range(latents.shape[0]):
             for column in range(latents.shape[1]):
                 if parity is not None and (row + column) % 2 != parity:
@@ -361,9 +367,18 @@ class TileDecoder:
                     mean = int(parameters[row, column, channel - first]) << int(self.mean_shifts[table_base + channel])
                     log_scale = int(parameters[row, column, channel - first + count])
                     offset, gain = int(offsets[table_base + channel]), int(gains[table_base + channel])
-                    table = min(max(log_scale + offset, 0), len(self.radii) - 1)
+                    table = min(max(log_scale + offset, 0), self.first_tables - 1)
+                    if self.radii[table] == 0:
+                        latents[row, column, channel] = min(max(mean, -512), 509)
+                        continue
+                    lane = rans.coded % 4
+                    odd = states[lane] & 1
+                    table += odd * self.first_tables
                     symbol = rans.symbol(self.frequencies[table], self.radii[table])
-                    latents[row, column, channel] = min(max(mean + (symbol * gain + 32 >> 6), -512), 509)
+                    level = 2 * symbol - odd * ((symbol > 0) - (symbol < 0))
+                    latents[row, column, channel] = min(max(mean + (level * gain + 64 >> 7), -512), 509)
+                    if self.trellis:
+                        states[lane] = NEXT_STATE[states[lane]][symbol & 1]
 
 
 def quality_value(quality: int) -> int:
@@ -425,8 +440,6 @@ class Rans:
 
     def symbol(self, frequencies: list[int], radius: int) -> int:
         """One symbol of the table with `frequencies` of -radius..radius and the escape."""
-        if radius == 0:
-            return 0
         lane, self.coded = self.coded % 4, self.coded + 1
         state = self.states[lane]
         slot, start, index = state & 0x3FFF, 0, 0

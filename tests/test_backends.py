@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from linnet.runtime.bundle import Bundle
 from linnet.runtime.codec import Codec
 from linnet.runtime.network import (
     ACCUMULATOR_LIMIT,
+    FLOAT,
     Add,
     Concat,
     Conv,
     DepthToSpace,
     EdgePad,
+    Join,
     Network,
     Node,
     Select,
@@ -44,6 +47,7 @@ def conv(
     weight: np.ndarray | None = None,
     bias: np.ndarray | None = None,
     shift: int | None = None,
+    bits: int = 8,
 ) -> Conv:
     if weight is None:
         weight = 2 * RNG.integers(-63, 64, (channels_out, channels_in, kernel, kernel))
@@ -60,6 +64,7 @@ def conv(
         stride,
         kernel // 2 if padding is None else padding,
         raw,
+        bits=bits,
     )
 
 
@@ -75,7 +80,55 @@ def near_ties() -> np.ndarray:
     return np.where(RNG.random((16, 8, 1, 1)) < 0.5, -64, 64)
 
 
+def fine_conv(name: str, source: str, channels_in: int, channels_out: int, kernel: int, **options: Any) -> Conv:
+    """A convolution in format "fp32-exact"."""
+    weight = 2 * RNG.integers(-200, 201, (channels_out, channels_in, kernel, kernel))
+    node = conv(name, source, channels_in, channels_out, kernel, **{"weight": weight, "shift": 12, **options})
+    return replace(node, weight=weight.astype(np.int16), format=FLOAT)
+
+
+FINE = (
+    Join("a", ("x", "y"), "a", 10), EdgePad("b", "a", "b", 1), fine_conv("c", "b", 5, 8, 3, padding=0, bits=12),
+    fine_conv("d", "y", 5, 8, 1, bits=12),
+)  # fmt: skip
+"""From two int8 tensors of 5 channels to two of 12 bits."""
+
 CASES = {
+    "sums of 12 bits": Network(
+        "case",
+        {"x": 5, "y": 5},
+        ("g",),
+        (
+            *FINE,
+            Add("e", ("c", "d"), "e", raw=False, bits=12),
+            DepthToSpace("f", "e", "f", 2, phases_first=True),
+            fine_conv("g", "f", 2, 3, 3),
+        ),
+    ),
+    "12 bits to 8, halves up": Network(
+        "case",
+        {"x": 5, "y": 5},
+        ("f",),
+        (*FINE, Add("e", ("c", "d"), "e", raw=False), conv("f", "e", 8, 6, 3)),
+    ),
+    "8 bits and 12 added": Network(
+        "case", {"x": 5, "y": 5, "z": 8}, ("e",), (*FINE, Add("e", ("z", "d"), "e", raw=False))
+    ),
+    "raw sums of 12 bits": Network(
+        "case",
+        {"x": 5, "y": 5},
+        ("f",),
+        (*FINE, fine_conv("e", "c", 8, 4, 5, raw=True), SpaceToDepth("f", "e", "f", 3)),
+    ),
+    "largest sums of 12 bits": Network(
+        "case",
+        {"x": 8},
+        ("b",),
+        (
+            fine_conv("a", "x", 8, 8, 1, weight=4094 * np.eye(8, dtype=int)[:, :, None, None], shift=12, bits=12),
+            fine_conv("b", "a", 8, 4, 1, weight=np.full((4, 8, 1, 1), 1020), shift=17),
+        ),
+    ),
     "conv1x1": Network("case", {"x": 16}, ("a",), (conv("a", "x", 16, 24, 1),)),
     "conv3x3": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 24, 3),)),
     "conv3x3 stride 2": Network("case", {"x": 12}, ("a",), (conv("a", "x", 12, 20, 3, stride=2),)),
@@ -185,14 +238,14 @@ def _torch(dtype: str) -> Runner:
     """PyTorch: values with their scales in fp32, or operands in bf16 whose products are summed in fp32.
 
     The CPU's own bf16 convolution rounds its sums to bf16 on the way out, so here bf16 operands go through fp32
-    arithmetic: what is shown is that bf16 holds every operand. Its sums: the test of bf16 units below.
+    arithmetic: what is shown is that bf16 holds every operand of int8 layers. Its sums: the test of bf16 units below.
     """
 
     def run(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         torch = pytest.importorskip("torch")
         functional = torch.nn.functional
 
-        def held(values: np.ndarray) -> torch.Tensor:
+        def held(values: np.ndarray, dtype: str = dtype) -> torch.Tensor:
             return torch.from_numpy(values).float().to(getattr(torch, dtype)).float()
 
         def moved(node: Node, x: torch.Tensor) -> torch.Tensor:
@@ -208,20 +261,27 @@ def _torch(dtype: str) -> Runner:
                 return functional.pad(x, [node.width] * 4, mode="replicate")
             return x[:, list(node.channels)]
 
-        def quantised(x: torch.Tensor) -> torch.Tensor:
-            return torch.round(x * 128).clamp(-128, 127) / 128
+        def quantised(x: torch.Tensor, bits: int, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            unit = 2 ** (bits - 1)
+            return rounding(x * unit).clamp(-unit, unit - 1) / unit
+
+        bits = network.bits
 
         tensors = {name: held(value.transpose(0, 3, 1, 2) / 128) for name, value in inputs.items()}
         for node in network.nodes:
             if isinstance(node, Conv):
                 step = np.exp2(-node.shift.astype(np.float64))
-                bias = torch.from_numpy(node.bias * step / 128).float()
-                weight = held(node.weight * step[:, None, None, None])
+                bias = torch.from_numpy(node.bias * step * 2.0 ** (1 - bits[node.source])).float()
+                weight = held(node.weight * step[:, None, None, None], "float32" if node.format == FLOAT else dtype)
                 x = functional.conv2d(tensors[node.source], weight, bias, node.stride, node.padding)
-                tensors[node.output] = x if node.raw else quantised(x)
+                tensors[node.output] = x if node.raw else quantised(x, node.bits, torch.round)
             elif isinstance(node, Add):
                 x = tensors[node.sources[0]] + tensors[node.sources[1]]
-                tensors[node.output] = x if node.raw else quantised(x)
+                up = quantised(x, node.bits, lambda x: torch.floor(x + 0.5))
+                tensors[node.output] = x if node.raw else up
+            elif isinstance(node, Join):
+                whole, fraction = (tensors[source] for source in node.sources)
+                tensors[node.output] = whole + fraction * 2.0 ** (8 - node.bits)
             elif isinstance(node, Concat):
                 tensors[node.output] = torch.cat([tensors[source] for source in node.sources], 1)
             else:
@@ -261,16 +321,20 @@ def test_every_network_of_the_shipped_codec(bundle: Bundle, backend: str) -> Non
 def test_every_layer_of_the_shipped_codec_at_its_largest_sums(bundle: Bundle) -> None:
     """The benchmark for GPUs, on what a CPU has: inputs that reach every layer's bound."""
     exact = pytest.importorskip("linnet.benchmarks.exact_on_gpu")
-    layers = [node for network in bundle.networks.values() for node in network.nodes if isinstance(node, Conv)]
-    outcomes = exact.compare(layers, "cpu", channels=1, side=8)
-    tried = [outcome for outcome in outcomes if not outcome.missing]
+    layers = exact.layers_of(bundle.networks)
+    bounds = {
+        proof["layer"]: proof["accumulator_bound"]
+        for name in bundle.networks
+        for proof in bundle.certificate["networks"][name]
+    }
+    tried = [outcome for outcome in exact.compare(layers, "cpu", channels=1, side=8) if not outcome.missing]
     assert len(tried) >= 4
     for outcome in tried:
-        assert outcome.layers_exact == len(layers)
+        formats = next(a.formats for a in exact.ARITHMETICS if a.name == outcome.arithmetic)
+        own = [node for node, _ in layers if node.format in formats]
+        assert outcome.layers_exact == len(own) > 30
         assert outcome.sums_that_differ == outcome.outputs_that_differ == 0
-        assert outcome.largest_sum > 0.9 * max(
-            layer["accumulator_bound"] for layers in bundle.certificate["networks"].values() for layer in layers
-        )
+        assert outcome.largest_sum > 0.9 * max(bounds[node.name] for node in own)
 
 
 def test_the_gpu_comparison_finds_and_reports_what_differs(
@@ -306,7 +370,7 @@ def test_bf16_units_of_the_cpu_sum_exactly(bundle: Bundle) -> None:
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no bf16 products (AVX-512 BF16, AMX or ARM's BFMMLA)")
     for node in bundle.networks["synthesis"].nodes:
-        if isinstance(node, Conv):
+        if isinstance(node, Conv) and node.format != FLOAT:
             x = exact.input_at_the_bounds(node, RNG, channels=1, side=8)
             planes = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).bfloat16()
             weight = torch.from_numpy(node.weight).bfloat16()

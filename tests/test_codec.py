@@ -195,7 +195,7 @@ def test_tiles_are_coded_in_parallel(
 
         return wait_and_code
 
-    monkeypatch.setattr(core, "quantize", meeting(core.quantize))
+    monkeypatch.setattr(core, "search", meeting(core.search))
     monkeypatch.setattr(core, "dequantize", meeting(core.dequantize))
     with_two = Codec(codec.bundle, codec.backend, threads=2)
     if direction == "encode":

@@ -15,9 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linnet.calibration.entropy_tables import laplacian_tables
 from linnet.runtime import core
 from linnet.runtime.errors import InputError
-from linnet.runtime.latents import SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, compand_whole, companding_table
+from linnet.runtime.latents import (
+    BIT_WORTH,
+    SCALE_STEPS_PER_OCTAVE,
+    SCALE_TABLES,
+    SMALLEST_SCALE,
+    TRELLIS_BIT_WORTH,
+    compand_whole,
+    companding_table,
+)
 
 NATIVE = Path(__file__).parent.parent / "runtime" / "native"
 DRIVER = Path(__file__).parent / "native" / "fuzz_core.cc"
@@ -68,10 +77,16 @@ def test_crc32c_continues_and_takes_any_buffer():
 class TwinTables:
     """The native tables, and what the twins need, from the same numbers."""
 
-    def __init__(self, radii: list[int], weights: list[np.ndarray]) -> None:
-        self.radii = np.array(radii)
-        self.frequencies = [integers(w) if r else np.empty(0, int) for r, w in zip(radii, weights, strict=True)]
-        self.native = core.EntropyTables(np.concatenate(self.frequencies), self.radii)
+    def __init__(self, frequencies: np.ndarray, radii: np.ndarray) -> None:
+        self.radii = np.asarray(radii, int)
+        sizes = np.where(self.radii, 2 * self.radii + 2, 0)
+        self.frequencies = np.split(np.asarray(frequencies, int), np.cumsum(sizes)[:-1])
+        self.native = core.EntropyTables(frequencies, radii)
+
+    @classmethod
+    def of_weights(cls, radii: list[int], weights: list[np.ndarray | None]) -> TwinTables:
+        frequencies = [integers(w) for r, w in zip(radii, weights, strict=True) if r]
+        return cls(np.concatenate(frequencies), np.array(radii))
 
     def interval(self, table: int, index: int) -> tuple[int, int]:
         frequencies = self.frequencies[table]
@@ -113,33 +128,52 @@ class TwinTables:
         return np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes()
 
     def decode(self, payload: bytes, table_index: np.ndarray) -> np.ndarray:
-        states = np.frombuffer(payload[:16], "<u4").tolist()
-        words = np.frombuffer(payload[16:], "<u2").tolist()[::-1]
-
-        def renew(lane: int) -> None:
-            if states[lane] < STATE_LOW:
-                states[lane] = states[lane] << 16 | words.pop()
-
-        symbols, lane = [], 0
-        for table in table_index.tolist():
-            radius = int(self.radii[table])
-            if not radius:
-                symbols.append(0)
-                continue
-            slot = states[lane] & 16383
-            index = int(np.searchsorted(np.cumsum(self.frequencies[table]), slot, side="right"))
-            start, frequency = self.interval(table, index)
-            states[lane] = frequency * (states[lane] >> 14) + slot - start
-            renew(lane)
-            symbol = index - radius
-            if symbol > radius:
-                symbol = (states[lane] & 1023) - 512
-                states[lane] >>= 10
-                renew(lane)
-            symbols.append(symbol)
-            lane = (lane + 1) % 4
-        assert not words and states == [STATE_LOW] * 4
+        reader = TwinReader(self, payload)
+        symbols = [reader.symbol(table) for table in table_index.tolist()]
+        reader.finish()
         return np.array(symbols, np.int16)
+
+    def bits(self, table: int, magnitude: int) -> float:
+        """What the search takes a symbol of this magnitude to cost, in 1/4096 bit."""
+        radius = int(self.radii[table])
+        if not radius:
+            return 0.0 if magnitude == 0 else math.inf
+        length = 14 - math.log2(self.frequencies[table][min(radius + magnitude, 2 * radius + 1)])
+        return round(4096 * length) / 4096 + 10 * (magnitude > radius)
+
+
+class TwinReader:
+    """The definition of the stream, symbol by symbol."""
+
+    def __init__(self, tables: TwinTables, payload: bytes) -> None:
+        self.tables = tables
+        self.states = np.frombuffer(payload[:16], "<u4").tolist()
+        self.words = np.frombuffer(payload[16:], "<u2").tolist()[::-1]
+        self.lane = 0
+
+    def _renew(self) -> None:
+        if self.states[self.lane] < STATE_LOW:
+            self.states[self.lane] = self.states[self.lane] << 16 | self.words.pop()
+
+    def symbol(self, table: int) -> int:
+        states, lane, radius = self.states, self.lane, int(self.tables.radii[table])
+        if not radius:
+            return 0
+        slot = states[lane] & 16383
+        index = int(np.searchsorted(np.cumsum(self.tables.frequencies[table]), slot, side="right"))
+        start, frequency = self.tables.interval(table, index)
+        states[lane] = frequency * (states[lane] >> 14) + slot - start
+        self._renew()
+        symbol = index - radius
+        if symbol > radius:
+            symbol = (states[lane] & 1023) - 512
+            states[lane] >>= 10
+            self._renew()
+        self.lane = (lane + 1) % 4
+        return symbol
+
+    def finish(self) -> None:
+        assert not self.words and self.states == [STATE_LOW] * 4
 
 
 def integers(weights: np.ndarray) -> np.ndarray:
@@ -157,7 +191,7 @@ def gaussian_tables(skipped: int = 8) -> TwinTables:
         inside = np.diff(edges) / 2
         radii.append(radius)
         weights.append(np.append(inside, max(0.0, 1 - inside.sum())))
-    return TwinTables(radii, weights)
+    return TwinTables.of_weights(radii, weights)
 
 
 def extreme_tables() -> TwinTables:
@@ -166,11 +200,12 @@ def extreme_tables() -> TwinTables:
     tail[-1] = 1  # nearly everything escapes
     peak = np.array([1e-9, 1, 1e-9, 1e-9])  # 16381 of 16384
     edge = np.array([1, 1e-9, 1e-9, 1e-9])
-    return TwinTables([0, 255, 1, 1, 255, 1, 0], [None, tail, peak, edge, np.ones(512), np.ones(4), None])
+    return TwinTables.of_weights([0, 255, 1, 1, 255, 1, 0], [None, tail, peak, edge, np.ones(512), np.ones(4), None])
 
 
 GAUSSIAN = gaussian_tables()
 EXTREME = extreme_tables()
+LAPLACIAN = TwinTables(*laplacian_tables())
 
 
 def gaussian_symbols(tables: TwinTables, table_index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -186,10 +221,13 @@ def extreme_symbols(table_index: np.ndarray, rng: np.random.Generator) -> np.nda
 
 
 def decoded_in_pieces(tables: TwinTables, payload: bytes, table_index: np.ndarray, cuts: list[int]) -> np.ndarray:
+    """The symbols, which without a trellis are half the levels."""
     decoder = core.RansDecoder(payload)
     pieces = [decoder.decode(tables.native, piece) for piece in np.split(table_index, sorted(cuts))]
     decoder.finish()
-    return np.concatenate(pieces)
+    levels = np.concatenate(pieces)
+    assert levels.dtype == np.int16 and not (levels % 2).any()
+    return levels // 2
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 100, 1023, 1024, 1025, 3001])
@@ -248,7 +286,7 @@ def test_the_reciprocal_divides_exactly():
         assert state * inverse < 1 << 64 and state * inverse >> 46 == state // frequency
     for frequency in [*range(1, 200), 2**13, 2**14 - 3, *range(3, 16382, 37)]:
         rest = core.FREQUENCY_SUM - frequency - 2
-        tables = TwinTables([1], [np.array([frequency, rest, 1, 1]) / core.FREQUENCY_SUM])
+        tables = TwinTables.of_weights([1], [np.array([frequency, rest, 1, 1]) / core.FREQUENCY_SUM])
         assert tables.frequencies[0].sum() == core.FREQUENCY_SUM
         symbols = np.array([-1, 0, -1, 1, -1] * 8, np.int16)
         table_index = np.zeros(symbols.size, np.uint8)
@@ -267,7 +305,7 @@ def test_the_reciprocal_divides_exactly():
         ([8192, 8192, 0, 0], [1]),
         ([16384, 16384, 16384, 16384], [1]),
         ([32] * 512, [256]),
-        ([4096] * 4 * 129, [1] * 129),
+        ([4096] * 4 * 257, [1] * 257),
         ([4096, 4096, 4096, 4096 + 65536], [1]),
         ([-1, 8193, 4096, 4096], [1]),
     ],
@@ -395,22 +433,19 @@ def step_tables_twin(step, params):
     return np.clip(scale + step.table_offset, 0, step.tables - 1).astype(np.uint8).ravel()
 
 
-def quantize_twin(step, latent, params, rounding):
+def step_residuals_twin(step, latent, params):
+    """In float32, and in the order of the definition."""
     mask, n = mask_of(step), step.coded_channels
     mean = (params[mask][:, :n].astype(int) << step.mean_shift).astype(np.float32)
     with np.errstate(all="ignore"):
-        value = latent[mask][:, step.first : step.last]
-        r = (np.float32(512) * value - mean) * np.float32(64) / step.gain.astype(np.float32)
-        table = step_tables_twin(step, params).reshape(r.shape)
-        magnitude = np.floor(np.abs(r) + rounding[table, (np.abs(r) >= 1).astype(int)])
-    magnitude = np.where(np.isnan(magnitude), 0, np.clip(magnitude, 0, 511))
-    return (np.sign(np.where(np.isnan(r), 0, r)) * magnitude).astype(np.int16).ravel()
+        value = np.float32(512) * latent[mask][:, step.first : step.last]
+        return ((value - mean) * np.float32(64) / step.gain.astype(np.float32)).ravel()
 
 
-def dequantize_twin(step, params, symbols, decoded, companded):
+def dequantize_twin(step, params, levels, decoded, companded):
     mask, n = mask_of(step), step.coded_channels
     mean = params[mask][:, :n].astype(int) << step.mean_shift
-    latent = np.clip(mean + ((symbols.reshape(-1, n).astype(int) * step.gain + 32) >> 6), -512, 509)
+    latent = np.clip(mean + ((levels.reshape(-1, n).astype(int) * step.gain + 64) >> 7), -512, 509)
     whole = np.floor(latent / 4 + 0.5).astype(int)
     decoded, companded = decoded.copy(), companded.copy()
     decoded[mask, step.first : step.last] = whole
@@ -429,43 +464,121 @@ def test_steps_equal_their_definition(shape, parity):
         latent = rng.normal(0, 0.5, shape).astype(np.float32)
         latent[rng.random(shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf, 3e38, -1e-40, 0.0])
         params = rng.integers(-128, 128, step.params_shape).astype(np.int8)
-        rounding = rng.uniform(0.1, 0.5, (step.tables, 2)).astype(np.float32)
-        rounding[rng.random(step.tables) < 0.3] = -np.inf
         before = [rng.integers(-128, 128, (height, width, n * channels)).astype(np.int8) for n in (2, 1)]
-        decoded, companded = (array.copy() for array in before)
 
-        symbols, table_index = core.quantize(step, latent, params, rounding, decoded, companded)
-        assert symbols.size == table_index.size == step.symbols == mask_of(step).sum() * step.coded_channels
+        residual, table_index = core.step_residuals(step, latent, params)
+        assert residual.size == table_index.size == step.symbols == mask_of(step).sum() * step.coded_channels
         assert np.array_equal(table_index, step_tables_twin(step, params))
         assert np.array_equal(table_index, core.step_tables(step, params))
-        assert np.array_equal(symbols, quantize_twin(step, latent, params, rounding))
-        expected = dequantize_twin(step, params, symbols, *before)
-        assert np.array_equal(decoded, expected[0]) and np.array_equal(companded, expected[1])
+        assert residual.dtype == np.float32
+        assert np.array_equal(residual, step_residuals_twin(step, latent, params), equal_nan=True)
 
-        any_symbols = rng.integers(-32768, 32768, symbols.size).astype(np.int16)
-        for coded in (symbols, any_symbols):
+        _, found, _ = core.search(GAUSSIAN.native, residual, table_index, BIT_WORTH, False)
+        any_levels = rng.integers(-32768, 32768, found.size).astype(np.int16)
+        for levels in (found, any_levels):
             decoded, companded = (array.copy() for array in before)
-            core.dequantize(step, params, coded, decoded, companded)
-            expected = dequantize_twin(step, params, coded, *before)
+            core.dequantize(step, params, levels, decoded, companded)
+            expected = dequantize_twin(step, params, levels, *before)
             assert np.array_equal(decoded, expected[0]) and np.array_equal(companded, expected[1])
 
 
-def test_rounding_and_clamping_of_symbols():
-    gain = np.full(1, 64, np.int16)
-    step = core.Step(1, 8, 1, 0, 1, -1, gain, np.zeros(1, np.uint8), np.zeros(1, np.int16), companding_table(), 1)
-    latent = np.array([0.5, -0.5, 0.49, 1.5, 600, -600, np.nan, -np.inf], np.float32).reshape(1, 8, 1) / 512
-    params, never = np.zeros((1, 8, 2), np.int8), -np.inf
-    cases = [
-        ((0.5, 0.5), [1, -1, 0, 2, 511, -511, 0, -511]),
-        ((0.25, 0.5), [0, 0, 0, 2, 511, -511, 0, -511]),
-        ((0.5, 0.25), [1, -1, 0, 1, 511, -511, 0, -511]),
-        ((never, never), [0] * 8),
-    ]
-    for rounding, expected in cases:
+def test_levels_are_half_steps_and_latents_are_clamped():
+    latent = np.array([0.4, -0.6, 1.7, -3.2, 100, 508.6, -509.7, np.nan], np.float32).reshape(1, 8, 1) / 512
+    params, rows = np.zeros((1, 8, 2), np.int8), np.zeros(8, np.uint8)
+    tables = TwinTables.of_weights([255], [np.ones(512)])
+    for gain, expected in ((64, [0, -1, 2, -3, 100, 509, -510, 0]), (128, [0, 0, 2, -4, 100, 508, -510, 0])):
+        step = core.Step(
+            1, 8, 1, 0, 1, -1, np.full(1, gain, np.int16), np.zeros(1, np.uint8), np.zeros(1, np.int16),
+            companding_table(), 1,
+        )  # fmt: skip
+        residual, table_index = core.step_residuals(step, latent, params)
+        assert np.array_equal(table_index, rows)
+        symbols, levels, _ = core.search(tables.native, residual, table_index, 0.0, False)
+        assert (symbols * gain // 64).tolist() == expected
         decoded, companded = np.zeros((1, 8, 2), np.int8), np.zeros((1, 8, 1), np.int8)
-        symbols, _ = core.quantize(step, latent, params, np.array([rounding], np.float32), decoded, companded)
-        assert symbols.tolist() == expected
-        assert (decoded.astype(int) @ [4, 1]).ravel().tolist() == np.clip(expected, -512, 509).tolist()
+        core.dequantize(step, params, levels, decoded, companded)
+        assert (decoded.astype(int) @ [4, 1]).ravel().tolist() == expected
+        for level in (1, -1, 3, 1022, -1022, 32767, -32768):
+            core.dequantize(step, params, np.full(8, level, np.int16), decoded, companded)
+            latents = (decoded.astype(int) @ [4, 1]).ravel()
+            assert (latents == np.clip(math.floor(level * gain / 128 + 0.5), -512, 509)).all()
+
+
+# ---- The search without a trellis ----
+
+
+def search_cost(tables: TwinTables, residual: float, table: int, symbol: int, bit_worth: float) -> float:
+    return (residual - symbol) ** 2 + bit_worth * tables.bits(table, abs(symbol))
+
+
+def searched(tables: TwinTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float) -> list[int]:
+    before = table_index.copy()
+    symbols, levels, coded_with = core.search(tables.native, residual, table_index, bit_worth, False)
+    assert symbols.dtype == levels.dtype == np.int16 and coded_with.dtype == np.uint8
+    assert np.array_equal(levels, 2 * symbols)
+    assert np.array_equal(coded_with, before) and np.array_equal(table_index, before)
+    assert not symbols[tables.radii[table_index] == 0].any()
+    return symbols.tolist()
+
+
+@pytest.mark.parametrize("bit_worth", [0.0, TRELLIS_BIT_WORTH, BIT_WORTH])
+def test_a_symbol_is_the_best_of_all(bit_worth):
+    """With tables as encoders use them, no symbol at all has a smaller cost than the one found."""
+    rng = np.random.default_rng(21)
+    table_index = rng.integers(0, SCALE_TABLES, 600).astype(np.uint8)
+    residual = rng.laplace(0, np.maximum(0.5, SCALES[table_index])).clip(-509, 509).astype(np.float32)
+    residual[::7] = rng.uniform(-509, 509, residual[::7].size)
+    residual[::5] = np.rint(2 * residual[::5]) / 2
+    symbols = searched(LAPLACIAN, residual, table_index, bit_worth)
+    every = np.arange(-511, 512)
+    for r, table, symbol in zip(residual.tolist(), table_index.tolist(), symbols, strict=True):
+        if LAPLACIAN.radii[table]:
+            bits = np.array([LAPLACIAN.bits(table, s) for s in range(512)])[abs(every)]
+            least = ((r - every) ** 2 + bit_worth * bits).min()
+            assert search_cost(LAPLACIAN, r, table, symbol, bit_worth) <= least + 1e-4, (r, table, symbol)
+
+
+@pytest.mark.parametrize("bit_worth", [0.0, 0.08, 0.5, 10.0])
+@pytest.mark.parametrize("tables", [GAUSSIAN, EXTREME], ids=["gaussian", "extreme"])
+def test_a_symbol_is_the_best_of_both_sides_and_zero(tables, bit_worth):
+    """With any tables, however odd."""
+    rng = np.random.default_rng(22)
+    table_index = rng.integers(0, len(tables.radii), 3000).astype(np.uint8)
+    residual = (rng.choice([0.5, 3, 100], 3000) * rng.normal(0, 1, 3000)).clip(-509, 509).astype(np.float32)
+    symbols = searched(tables, residual, table_index, bit_worth)
+    for r, table, symbol in zip(residual.tolist(), table_index.tolist(), symbols, strict=True):
+        if tables.radii[table]:
+            candidates = (0, math.floor(r), math.floor(r) + 1)
+            least = min(search_cost(tables, r, table, s, bit_worth) for s in candidates)
+            assert search_cost(tables, r, table, symbol, bit_worth) <= least + 1e-3, (r, table, symbol)
+
+
+def test_not_a_number_counts_as_zero():
+    table_index = np.arange(7, dtype=np.uint8)
+    assert searched(EXTREME, np.full(7, np.nan, np.float32), table_index, BIT_WORTH) == [0] * 7
+
+
+def test_what_lies_beyond_the_largest_symbol_takes_it():
+    residual = np.array([np.inf, 3e38, 600, 511, 510.9, 510.4, -510.4, -510.9, -511, -600, -3e38, -np.inf], np.float32)
+    for table in (1, 2, 3, 4, 5):
+        symbols = searched(EXTREME, residual, np.full(12, table, np.uint8), BIT_WORTH)
+        assert symbols == [511] * 5 + [510, -510] + [-511] * 5
+
+
+def test_the_search_checks_its_arguments():
+    residual, table_index = np.zeros(6, np.float32), np.ones(6, np.uint8)
+    good = {"residual": residual, "table_index": table_index, "bit_worth": 0.1}
+    bad = [
+        ("residual", residual[:5]), ("residual", residual.astype(np.float64)), ("residual", residual.reshape(2, 3)),
+        ("residual", np.zeros(12, np.float32)[::2]), ("table_index", table_index.astype(np.int64)),
+        ("table_index", table_index.reshape(2, 3)), ("table_index", np.full(6, 7, np.uint8)),
+        ("table_index", np.full(6, 255, np.uint8)), ("bit_worth", -1e-6), ("bit_worth", math.nan),
+        ("bit_worth", 1000.1), ("bit_worth", math.inf), ("table_index", [1] * 6), ("table_index", None),
+    ]  # fmt: skip
+    for name, value in bad:
+        with pytest.raises(ValueError):
+            core.search(EXTREME.native, **{**good, name: value}, trellis=False)
+    assert [a.size for a in core.search(EXTREME.native, residual[:0], table_index[:0], 0.1, False)] == [0] * 3
 
 
 def test_companding_of_latents():
@@ -490,36 +603,38 @@ def test_companding_of_whole_latents():
 def test_steps_check_their_arguments():
     rng = np.random.default_rng(5)
     step = step_of(rng, 4, 5, 6, 1, 4, 0)
+    latent, params = np.zeros((4, 5, 6), np.float32), np.zeros((4, 5, 6), np.int8)
+    core.step_residuals(step, latent, params)
+    for name, bad in [
+        ("latent", np.zeros((4, 5, 6))), ("latent", np.zeros((5, 4, 6), np.float32)),
+        ("latent", np.zeros((4, 5, 12), np.float32)[..., ::2]), ("latent", None),
+        ("params", np.zeros((4, 5, 12), np.int8)), ("params", params.astype(np.uint8)),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            core.step_residuals(step, **{"latent": latent, "params": params, name: bad})
     good = {
-        "latent": np.zeros((4, 5, 6), np.float32), "params": np.zeros((4, 5, 6), np.int8),
-        "rounding": np.full((SCALE_TABLES, 2), 0.5, np.float32),
+        "params": params, "levels": np.zeros(step.symbols, np.int16),
         "decoded": np.zeros((4, 5, 12), np.int8), "companded": np.zeros((4, 5, 6), np.int8),
     }  # fmt: skip
-    core.quantize(step, **good)
+    core.dequantize(step, **good)
     frozen = np.zeros((4, 5, 6), np.int8)
     frozen.flags.writeable = False
-    bad = [
-        ("latent", np.zeros((4, 5, 6))), ("latent", np.zeros((5, 4, 6), np.float32)),
-        ("latent", np.zeros((4, 5, 12), np.float32)[..., ::2]), ("params", np.zeros((4, 5, 12), np.int8)),
-        ("rounding", np.full((3, 2), 0.5, np.float32)), ("rounding", np.full((SCALE_TABLES, 2), 0.6, np.float32)),
-        ("rounding", np.full((SCALE_TABLES, 2), math.nan, np.float32)), ("rounding", np.full((SCALE_TABLES, 2), 0.5)),
+    for name, bad in [
+        ("levels", np.zeros(3, np.int16)), ("levels", np.zeros(step.symbols, np.int32)), ("params", params[:3]),
         ("decoded", np.zeros((4, 5, 6), np.int8)), ("decoded", np.zeros((4, 5, 12), np.uint8)),
         ("companded", frozen), ("decoded", None),
-    ]  # fmt: skip
-    for name, value in bad:
+    ]:  # fmt: skip
         with pytest.raises(ValueError, match=name):
-            core.quantize(step, **{**good, name: value})
-    with pytest.raises(ValueError, match="symbols"):
-        core.dequantize(step, good["params"], np.zeros(3, np.int16), good["decoded"], good["companded"])
+            core.dequantize(step, **{**good, name: bad})
     with pytest.raises(ValueError, match="params"):
-        core.step_tables(step, good["params"][:3])
+        core.step_tables(step, params[:3])
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"height": 0}, {"width": -1}, {"width": 1 << 28}, {"first": 4}, {"last": 7}, {"first": -1}, {"parity": 2},
-        {"tables": 0}, {"tables": 129}, {"gain": np.full(3, 63, np.int16)}, {"gain": np.full(2, 64, np.int16)},
+        {"tables": 0}, {"tables": 257}, {"gain": np.full(3, 63, np.int16)}, {"gain": np.full(2, 64, np.int16)},
         {"gain": np.full(3, 64, np.int32)}, {"table_offset": np.zeros(4, np.int16)},
         {"companding": np.zeros(255, np.int8)}, {"mean_shift": np.full(3, 3, np.uint8)},
     ],
@@ -643,7 +758,8 @@ def test_error_numbers_and_limits_are_pinned():
     assert numbers == {
         "API_VERSION": core.API_VERSION, "OK": 0, "ERROR_ARGUMENT": -1, "ERROR_MEMORY": -2, "ERROR_CAPACITY": -3,
         "ERROR_TABLES": -4, "ERROR_SYMBOL": -5, "ERROR_TRUNCATED": -6, "ERROR_CORRUPT": -7,
-        "MAX_TABLES": core.MAX_TABLES, "MAX_RADIUS": core.MAX_RADIUS, "FREQUENCY_BITS": 14,
+        "MAX_TABLES": core.MAX_TABLES, "MAX_RADIUS": core.MAX_RADIUS, "MAX_BIT_WORTH": core.MAX_BIT_WORTH,
+        "FREQUENCY_BITS": 14,
         "MIN_SYMBOL": core.MIN_SYMBOL, "MAX_SYMBOL": core.MAX_SYMBOL,
     }  # fmt: skip
 

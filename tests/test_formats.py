@@ -15,7 +15,7 @@ from torch.nn import functional  # noqa: E402
 
 from linnet.calibration import tensorrt_rules  # noqa: E402
 from linnet.calibration.certificate import RuleBroken, prove  # noqa: E402
-from linnet.calibration.formats import set_format  # noqa: E402
+from linnet.calibration.formats import FORMATS, set_format  # noqa: E402
 from linnet.calibration.freezing import split_weight  # noqa: E402
 from linnet.calibration.onnx_forms import onnxruntime_form, qdq_form  # noqa: E402
 from linnet.calibration.qat import ExactConv2d, SaturatingAdd, set_exact  # noqa: E402
@@ -23,7 +23,7 @@ from linnet.export.tracing import trace  # noqa: E402
 from linnet.runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
 from linnet.runtime.backends.reference import run_network  # noqa: E402
 from linnet.runtime.errors import UsageError  # noqa: E402
-from linnet.runtime.network import FORMATS, Add, Concat, Conv, Network, arrays, describe, rebuild  # noqa: E402
+from linnet.runtime.network import Add, Concat, Conv, Join, Network, arrays, describe, rebuild  # noqa: E402
 
 RNG = np.random.default_rng(11)
 
@@ -155,7 +155,7 @@ def test_the_checker_knows_the_formats() -> None:
     assert prove(Network("n", {"x": 8}, ("b",), (node,)))[0].format == "w8a16b32"
     refused(Network("n", {"x": 8}, ("b",), (replace(node, bits=16),)), "outputs have 8 bits")
     refused(Network("n", {"x": 8}, ("b",), (replace(node, weight=np.full_like(node.weight, -128)),)), "weights within")
-    refused(Network("n", {"x": 8}, ("b",), (replace(node, format="int8-exact", bits=16),)), "16 bits are of w8a16b32")
+    refused(Network("n", {"x": 8}, ("b",), (replace(node, format="int8-exact", bits=16),)), "at most 8 bits in")
     refused(Network("n", {"x": 8}, ("b",), (replace(node, format="int8"),)), "free scales")
     widen = replace(node, name="a", output="a", bits=16)
     many = wide_conv(np.full((4, 600, 3, 3), 127), 0, 8)
@@ -163,8 +163,19 @@ def test_the_checker_knows_the_formats() -> None:
         Network("n", {"x": 8}, ("b",), (widen, Concat("c", ("a",) * 150, "c"), replace(many, source="c"))),
         "accumulators below 2^31",
     )
-    add = Add("b", ("x", "a"), "b", raw=False)
-    refused(Network("n", {"x": 8}, ("b",), (widen, add)), "inputs are int8")
+    add = Add("b", ("x", "a"), "b", raw=False, bits=12)
+    refused(Network("n", {"x": 4}, ("b",), (replace(widen, weight=widen.weight[:, :4]), add)), "adds keep the width")
+    join = Join("b", ("x", "a"), "b", 10)
+    refused(Network("n", {"x": 4}, ("b",), (replace(widen, weight=widen.weight[:, :4]), join)), "inputs are int8")
+    refused(Network("n", {"x": 4}, ("b",), (replace(join, sources=("x", "x"), bits=13),)), "9 to 12 bits")
+    fine = replace(node, format="fp32-exact", weight=2 * node.weight.astype(np.int16), bias=node.bias + 1)
+    assert prove(Network("n", {"x": 8}, ("b",), (fine,)))[0].odd
+    refused(Network("n", {"x": 8}, ("b",), (replace(fine, bits=16),)), "at most 12 bits in fp32-exact")
+    refused(Network("n", {"x": 8}, ("b",), (replace(fine, weight=fine.weight.astype(np.int8)),)), "weights are int16")
+    refused(Network("n", {"x": 8}, ("b",), (replace(fine, weight=fine.weight * 20),)), "weights within")
+    refused(Network("n", {"x": 8}, ("b",), (replace(fine, bias=node.bias + 2),)), "odd accumulators")
+    # From 8 bits to 12 the accumulator is shifted by four bits less.
+    refused(Network("n", {"x": 8}, ("b",), (replace(fine, shift=node.shift - 3, bits=12),)), "shift at least")
 
 
 def test_networks_keep_their_formats_as_json() -> None:
@@ -175,7 +186,7 @@ def test_networks_keep_their_formats_as_json() -> None:
         np.testing.assert_array_equal(run_network(again, {"x": x})[0], run_network(network, {"x": x})[0])
         assert describe(again) == describe(network)
         if format != "int8-exact":
-            with pytest.raises(UsageError, match="not int8-exact"):
+            with pytest.raises(UsageError, match="not exact in fp32"):
                 qdq_form(network)
 
 

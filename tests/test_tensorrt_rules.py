@@ -155,7 +155,7 @@ EXAMPLES: list[tuple[Callable[[onnx.ModelProto], None], str, str]] = [
     (a_negative_scale, "scales are positive constants", "a/weight_float"),
     (an_activation_with_scales, "scales per channel on weights only", "a/nchw"),
     (scales_along_the_inputs, "scales per channel on weights only", "a/weight_float"),
-    (a_float_input, "weighted operators read quantised tensors", "a/nchw/wide"),
+    (a_float_input, "weighted operators are of one kind", "a/nchw/wide"),
     (a_quantised_bias, "biases are float32 constants", "a/nchw/wide"),
     (a_sum_used_twice, "one quantisation per sum", "a/nchw/wide"),
     (a_float_skip, "additions read quantised tensors of one scale", "sum/nchw/wide"),

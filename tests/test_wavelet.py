@@ -123,16 +123,9 @@ def test_training_starts_from_the_wavelet(start: Wavelet, images: torch.Tensor) 
     assert error.mean() < 4, "next to the borders a little is lost"
 
 
-def test_exact_training_starts_with_lowpass_filters_that_stay(start: Wavelet, images: torch.Tensor) -> None:
-    start.set_training_arithmetic(True)
-    nearest = error_of(start, images).mean()
-    start.start_exact_training(images)
-    assert error_of(start, images).mean() < 0.9 * nearest
-    lowpass = [start.get_submodule(name) for name in ("analysis.low3", "synthesis.low4", "synthesis.low1")]
-    for layer in lowpass:
-        weight, _, exponent = layer.integers()
-        assert torch.equal(weight * 2.0 ** -exponent.reshape(-1, 1, 1, 1), layer.effective()[0])
-        assert not layer.weight.requires_grad
-    before = {name: value.clone() for name, value in start.state_dict().items()}
-    start.start_exact_training(images)
-    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
+def test_integers_add_less_noise_than_the_pixels_have(start: Wavelet, images: torch.Tensor) -> None:
+    """Eight filters one after the other, all rounded to the nearest integers, weights and pictures: 8 bits each would
+    add some 0.6 squared levels, a hundred times what is added in 12. Rounding pixels is 1/12."""
+    float_error = error_of(start, images)[:, :, 80:-80, 80:-80].mean()
+    start.set_exact(True)
+    assert error_of(start, images)[:, :, 80:-80, 80:-80].mean() < float_error + 0.2

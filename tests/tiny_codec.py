@@ -28,11 +28,13 @@ from linnet.runtime.latents import (
     companding_table,
 )
 from linnet.runtime.network import (
+    FLOAT,
     Add,
     Concat,
     Conv,
     DepthToSpace,
     EdgePad,
+    Join,
     Network,
     Node,
     Select,
@@ -61,6 +63,14 @@ class _Layers:
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.RandomState(seed)
+
+    def fine(self, source: str, output: str, inputs: int, outputs: int, kernel: int, bits: int) -> Conv:
+        """A convolution in format "fp32-exact", to a tensor of so many bits, that keeps the loudness."""
+        weight = 2 * self._random.randint(-190, 191, (outputs, inputs, kernel, kernel)).astype(np.int16)
+        bias = (2 * self._random.randint(-500, 500, outputs) + 1).astype(np.int32)
+        shift = np.full(outputs, round(math.log2(220 * math.sqrt(inputs) * kernel)))
+        node = _conv(source, output, weight, bias, shift, 1, kernel // 2)
+        return replace(node, format=FLOAT, bits=bits)
 
     def conv(
         self, source: str, output: str, inputs: int, outputs: int, kernel: int, *,
@@ -123,7 +133,7 @@ def _bypass_out() -> Conv:
 def networks() -> dict[str, Network]:
     """The seven networks of the camera codec, much smaller."""
     layers = _Layers(4)
-    conv = layers.conv
+    conv, fine = layers.conv, layers.fine
     built: dict[str, Network] = {}
 
     def network(name: str, inputs: dict[str, int], outputs: tuple[str, ...], nodes: list[Node]) -> None:
@@ -166,7 +176,12 @@ def networks() -> dict[str, Network]:
         conv("companded", "enter", LATENTS + 1, 6, 3), conv("enter", "mix", 6, 6, 1),
         Add("sum", ("enter", "mix"), "sum", raw=False),
         Select("low", "latent", "low", tuple(range(6))), EdgePad("edge", "low", "edge", 1),
-        replace(conv("edge", "smooth", 6, 6, 3), padding=0), Add("residual", ("sum", "smooth"), "residual", raw=False),
+        replace(conv("edge", "smooth", 6, 6, 3), padding=0),
+        Select("quarters", "latent", "quarters", tuple(range(LATENTS, LATENTS + 6))),
+        Join("joined", ("low", "quarters"), "joined", 10), fine("joined", "wide", 6, 6, 3, 12),
+        fine("wide", "mixed", 6, 6, 1, 12), Add("broad", ("wide", "mixed"), "broad", raw=False, bits=12),
+        Add("narrow", ("smooth", "broad"), "narrow", raw=False),
+        Add("residual", ("sum", "narrow"), "residual", raw=False),
         conv("residual", "up8", 6, 4 * 6, 3), DepthToSpace("grown8", "up8", "grown8", 2),
         conv("grown8", "up4", 6, 4 * 6, 3), DepthToSpace("grown4", "up4", "grown4", 2),
         conv("grown4", "up2", 6, 4 * 12, 3, quieter=4), DepthToSpace("grown2", "up2", "grown2", 2),
@@ -176,12 +191,12 @@ def networks() -> dict[str, Network]:
     return built
 
 
-def tables() -> dict[str, np.ndarray]:
+def tables(trellis: bool) -> dict[str, np.ndarray]:
     """Steps in a geometric row from LARGEST_STEP to SMALLEST_STEP, alike for all channels."""
     quality = np.arange(100)[:, None] / 99
     steps = LARGEST_STEP * (SMALLEST_STEP / LARGEST_STEP) ** quality * np.ones(LATENTS + HYPER)
     offsets = SCALE_STEPS_PER_OCTAVE * (1 - np.log2(steps) - math.log2(SMALLEST_SCALE))
-    frequencies, radii = laplacian_tables()
+    frequencies, radii = laplacian_tables(trellis=trellis)
     return {
         "gains": np.rint(steps * 2 ** (GAIN_EXP + FINE_EXP)).astype(np.int16),
         "mean_shifts": np.array([FINE_EXP - 1] * 6 + [FINE_EXP] * (LATENTS - 6 + HYPER), np.uint8),
@@ -193,12 +208,12 @@ def tables() -> dict[str, np.ndarray]:
     }
 
 
-def write(path: Path) -> str:
+def write(path: Path, trellis: bool = True) -> str:
     """The bundle's identity. Raises UsageError where a layer breaks a rule."""
     built = networks()
     manifest = {
         "name": "tiny", "architecture": "tiny", "latent_channels": LATENTS, "hyper_channels": HYPER,
-        "coding_steps": [asdict(step) for step in STEPS],
+        "coding_steps": [asdict(step) for step in STEPS], "trellis": trellis,
         "halo": {
             "analysis": math.ceil(built["analysis"].receptive_radius() * 2 / BLOCK),
             "synthesis": math.ceil(built["synthesis"].receptive_radius()),
@@ -209,7 +224,7 @@ def write(path: Path) -> str:
     stored = {f"{name}/{key}": value for name, network in built.items() for key, value in arrays(network).items()}
     members = {
         "networks.npz": pack_arrays(stored),
-        "tables.npz": pack_arrays(tables()),
+        "tables.npz": pack_arrays(tables(trellis)),
         "known_answers.npz": pack_arrays(known_answers(built)),
         "certificate.json": json.dumps(certificate(built), indent=1).encode(),
     }

@@ -333,10 +333,10 @@ class Trainer:
         share = self.share
         _, networks, exact, crop, batch = next(phase for phase in self.phases if share < phase[0])
         if exact and not self.codec.exact:
-            self._start_exact_training()
+            self.codec.load_state_dict(self.average.state_dict())  # which is better than the last weights
         for model in (self.codec, self.average):
             model.networks = networks
-            model.set_training_arithmetic(exact)
+            model.set_exact(exact)
             if self.kept == "transforms":
                 set_exact(model.analysis, True)
                 set_exact(model.synthesis, True)
@@ -362,17 +362,9 @@ class Trainer:
         if torch.isfinite(norm):
             self.optimizer.step(rate)
             limit_norms(self.codec)
-        # Averaged weights round to integers that no step has seen: 0.5 dB at the highest quality.
-        decay = 0.0 if exact else min(AVERAGE_DECAY, (self.steps + 1) / (self.steps + 10))
-        average_into(self.average, self.codec, decay)
+        average_into(self.average, self.codec, min(AVERAGE_DECAY, (self.steps + 1) / (self.steps + 10)))
         self.steps += 1
         return loss.item(), norm.item(), rate
-
-    def _start_exact_training(self) -> None:
-        """Go on from the averaged weights, which are better than the last ones, and round what is not trained."""
-        self.codec.load_state_dict(self.average.state_dict())
-        images = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
-        self.codec.start_exact_training(images)
 
     def _average_gradients(self) -> None:
         if self.processes == 1:
@@ -396,18 +388,12 @@ class Trainer:
             csv.writer(file).writerow([*row, *(value for point in points for value in point)])
         state = {name: getattr(self, name).state_dict() for name in ("codec", "average", "optimizer")}
         if self.share >= 1:
-            state["symbol_counts"] = self._finish()
-            state["average"] = self.average.state_dict()
+            crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
+            state["symbol_counts"] = count_symbols(self.average, crops)
         temporary = self.checkpoint.with_suffix(".tmp")
         state |= {"architecture": self.codec.architecture, "tuning": self.tuning, "kept": self.kept}
         torch.save({**state, "steps": self.steps, "elapsed": self.elapsed}, temporary)
         temporary.replace(self.checkpoint)
-
-    def _finish(self) -> Tensor:
-        """Round what training left in float, and count the symbols that the integer codec then makes."""
-        crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
-        self.average.finish(crops)
-        return count_symbols(self.average, crops)
 
 
 def train(

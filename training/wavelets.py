@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ..calibration.qat import SpaceToDepth
 from ..export.models import wavelet as model
-from ..runtime.latents import FINE_EXP
 from .initialise import initialise_by_data, inverse_softplus, mean_shifts, start_gains, start_heads
 
 UNIT = 10.0
@@ -96,12 +95,12 @@ def _initialise_synthesis(synthesis: model.Synthesis, level: int, units: np.ndar
     gain = 1.0 if level == 1 else LOW_GAIN
     loudness = gain * 2.0 ** (1 - level)
     if level == 4:
-        low = _with_quarters(loudness * _colours_of(lowpass[None]), units[: model.COLOURS])
+        low = _in_units(loudness * _colours_of(lowpass[None]), units[: model.COLOURS])
         units = units[model.COLOURS :]
     else:
         low = 2 * gain / LOW_GAIN * np.eye(3)[:, :, None, None, None, None] * lowpass
     inner = np.stack(details)[..., 1:-1, 1:-1]  # the other taps are 0
-    for name, weight in (("low", low), ("detail", _with_quarters(loudness * _colours_of(inner), units))):
+    for name, weight in (("low", low), ("detail", _in_units(loudness * _colours_of(inner), units))):
         # (input, colour, dy, dx, ...) to outputs (dy, dx, colour), or the planes' (colour, dy, dx).
         weight = weight.transpose(1, 2, 3, 0, 4, 5) if level == 1 else weight.transpose(2, 3, 1, 0, 4, 5)
         weight = weight.reshape(4 * model.COLOURS, -1, *weight.shape[4:])
@@ -114,9 +113,8 @@ def _colours_of(kernels: np.ndarray) -> np.ndarray:
     return np.einsum("ck,bpqij->bckpqij", COLOURS, kernels).reshape(-1, 3, *kernels.shape[1:])
 
 
-def _with_quarters(weight: np.ndarray, units: np.ndarray) -> np.ndarray:
-    weight = weight * units[:, None, None, None, None, None]
-    return np.concatenate([weight, weight / 2**FINE_EXP])
+def _in_units(weight: np.ndarray, units: np.ndarray) -> np.ndarray:
+    return weight * units[:, None, None, None, None, None]
 
 
 def initialise(codec: model.Wavelet, images: Tensor) -> None:

@@ -2,8 +2,8 @@
 
 Quantisation around predicted means, gains for every quality (Cui et al., 2021), companding, rates, and the one order of
 coding: the hyper-latent, then each coding step under what is decoded before it. Exact, it computes what the runtime
-computes in integers. Symbols are quantised along a trellis (`runtime.core.search`); while it trains in floating point, a
-scalar quantiser of about the same error and rate stands for that.
+computes in integers. Symbols are quantised along a trellis (`runtime.core.search`); while it trains in floating point,
+a scalar quantiser of about the same error and rate stands for that.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ class LatentCodec(nn.Module):
         return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
 
     def gains(self, quality: Tensor) -> Tensor:
-        """Steps of the trellis in latent units, (N, latent + hyper channels, 1, 1); when exact, on the runtime's grid of
-        1/256."""
+        """Steps of the trellis in latent units, (N, latent + hyper channels, 1, 1); when exact, on the runtime's grid
+        of 1/256."""
         if self.gain_table is not None:
             return self.gain_table[torch.round(quality * (len(self.gain_table) - 1)).long()][:, :, None, None]
         gain = TRELLIS_STEP * 2.0 ** self.log_gains(quality)
@@ -206,7 +206,11 @@ class LatentCodec(nn.Module):
         lengths = code_lengths(self.entropy_tables.frequencies, self.entropy_tables.radii, core.MAX_SYMBOL + 1)
         for image in range(len(residuals)):
             symbols, found, used = core.search(
-                self.entropy_tables, residuals[image, here].ravel(), tables[image, here].ravel(), TRELLIS_BIT_WORTH, True
+                self.entropy_tables,
+                residuals[image, here].ravel(),
+                tables[image, here].ravel(),
+                TRELLIS_BIT_WORTH,
+                True,
             )
             magnitude = np.abs(symbols)
             levels[image, here] = found.reshape(-1, levels.shape[3])
@@ -280,19 +284,6 @@ class LatentCodec(nn.Module):
         decoded, bits = self.code(self.latent(images), quality)
         pixels = decoded.shape[2] * decoded.shape[3] * 16**2
         return decoded, sum(part.flatten(1).sum(1) for part in bits) / pixels
-
-    def set_training_arithmetic(self, exact: bool) -> None:
-        """As `set_exact`, while training."""
-        self.set_exact(exact)
-
-    def start_exact_training(self, images: Tensor) -> None:
-        """What is to be done before quantisation-aware training; `images` (N, 3, H, W) are crops of the training set.
-
-        Doing it again changes nothing.
-        """
-
-    def finish(self, images: Tensor) -> None:
-        """What is left to do when training ends; `images` as for `start_exact_training`."""
 
     @property
     def device(self) -> torch.device:

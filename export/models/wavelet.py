@@ -15,17 +15,17 @@ and saturating addition, so that `export.tracing` can turn each into an integer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...calibration.ptq import Method, round_layer
-from ...calibration.qat import DepthToSpace, EdgePad, ExactConv2d, SaturatingAdd, Select, SpaceToDepth, set_exact
-from ...calibration.rounding import observed_patches
-from ...runtime.latents import CodingStep
+from ...calibration.qat import DepthToSpace, EdgePad, ExactConv2d, Join, SaturatingAdd, Select, SpaceToDepth
+from ...runtime.latents import FINE_EXP, CodingStep
+from ...runtime.network import FLOAT, FLOAT_BITS
 from .latent_codec import HYPER_CHANNELS, LatentCodec
 
 COLOURS, COARSE, BANDS = 3, 12, 9
@@ -36,8 +36,8 @@ BLOCKS = {3: 2, 2: 4, 1: 8}
 FIRST = {3: COARSE, 2: COARSE + 4 * BANDS, 1: COARSE + 20 * BANDS}
 """First channel of a level in the latent."""
 LATENT_CHANNELS = COARSE + 84 * BANDS
-LOWPASS = ("low1", "low2", "low3", "low4")
-"""Filters that hand the picture from level to level, in both transforms."""
+LATENT_BITS = 8 + FINE_EXP
+"""Of a latent as the linear filters of the synthesis see it, in quarters."""
 FINEST_LOG2_GAIN = -1.0
 """log2 of the smallest quantisation step in latent units."""
 COLOUR = (((0, 0), (1, 1)), ((0, 1), (1, 0)))
@@ -112,6 +112,14 @@ class Widths:
     """Of those steps."""
 
 
+def _linear(channels_in: int, channels_out: int, kernel: int, bits_in: int, **options: Any) -> ExactConv2d:
+    """A linear filter. The picture goes through up to eight of them, one after the other: in 8 bits each would add as
+    much noise as rounding the pixels does."""
+    layer = ExactConv2d(channels_in, channels_out, kernel, **options)
+    layer.format, layer.bits = FLOAT, (bits_in, FLOAT_BITS)
+    return layer
+
+
 class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -128,11 +136,10 @@ class Analysis(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.low1, self.low2, self.low3 = (ExactConv2d(4 * COLOURS, COLOURS, 3) for _ in range(3))
-        self.detail1, self.detail2, self.detail3 = (ExactConv2d(4 * COLOURS, BANDS, 5, raw=True) for _ in range(3))
-        self.coarse = ExactConv2d(4 * COLOURS, COARSE, 5, raw=True)
-        for layer in (self.low1, self.low2, self.low3):
-            layer.copies = 2
+        seen = (8, FLOAT_BITS, FLOAT_BITS)
+        self.low1, self.low2, self.low3 = (_linear(4 * COLOURS, COLOURS, 3, bits) for bits in seen)
+        self.detail1, self.detail2, self.detail3 = (_linear(4 * COLOURS, BANDS, 5, bits, raw=True) for bits in seen)
+        self.coarse = _linear(4 * COLOURS, COARSE, 5, FLOAT_BITS, raw=True)
         self.pack2, self.pack4, self.pack8 = (SpaceToDepth(block) for block in (2, 4, 8))
         order = list(range(COARSE))
         for level, first in FIRST.items():
@@ -296,6 +303,22 @@ class FineStep(nn.Module):
         return self.head(torch.cat([self.unpack(features), self.rectify(known)], 1))
 
 
+class FineLatent(nn.Module):
+    """Some channels of the latent (N, 1536, h, w), wholes and quarters, as one number each; their grid is `block` times
+    finer."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__()
+        self.whole, self.quarters = Select(places), Select([LATENT_CHANNELS + place for place in places])
+        self.join = Join(FINE_EXP)
+
+    def forward(self, latent: Tensor, block: int = 1) -> Tensor:
+        whole, quarters = self.whole(latent), self.quarters(latent)
+        if block > 1:
+            whole, quarters = F.pixel_shuffle(whole, block), F.pixel_shuffle(quarters, block)
+        return self.join(whole, quarters)
+
+
 class Synthesis(nn.Module):
     """Latent (N, 1536, h, w), whole and quarters, and the whole companded with the quality plane (N, 769, h, w), to
     planes (N, 12, 8h, 8w)."""
@@ -303,21 +326,19 @@ class Synthesis(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-        def both(places: Sequence[int]) -> Select:
-            """Wholes and quarters of some channels."""
-            return Select([*places, *(LATENT_CHANNELS + place for place in places)])
-
-        self.lowpass, self.take4 = both(range(COLOURS)), both(range(COLOURS, COARSE))
-        self.take3, self.take2, self.take1 = (both(grid_channels(level)) for level in BLOCKS)
-        self.edge = EdgePad(2)
-        self.low4 = ExactConv2d(2 * COLOURS, 4 * COLOURS, 5, padding=0)
-        self.low3, self.low2, self.low1 = (ExactConv2d(COLOURS, 4 * COLOURS, 5, padding=0) for _ in range(3))
-        for layer in (self.low4, self.low3, self.low2, self.low1):
-            layer.copies = 4  # they carry the picture's brightness: 6 bits of weight cost half a decibel
-        self.detail4, self.detail3, self.detail2, self.detail1 = (
-            ExactConv2d(2 * BANDS, 4 * COLOURS, 3) for _ in range(4)
+        self.lowpass, self.band4, self.band3, self.band2, self.band1 = (
+            FineLatent(places)
+            for places in (range(COLOURS), range(COLOURS, COARSE), *(grid_channels(level) for level in BLOCKS))
         )
-        self.add4, self.add3, self.add2, self.add1 = (SaturatingAdd() for _ in range(4))
+        self.edge = EdgePad(2)
+        self.low4, self.low3, self.low2, self.low1 = (
+            _linear(COLOURS, 4 * COLOURS, 5, bits, padding=0) for bits in (LATENT_BITS, *[FLOAT_BITS] * 3)
+        )
+        self.detail4, self.detail3, self.detail2, self.detail1 = (
+            _linear(BANDS, 4 * COLOURS, 3, LATENT_BITS) for _ in range(4)
+        )
+        self.add4, self.add3, self.add2, self.add1 = (SaturatingAdd(FLOAT_BITS, FLOAT_BITS) for _ in range(4))
+        self.narrow = SaturatingAdd(FLOAT_BITS, 8)
         self.up = DepthToSpace(2)
 
         self.coarse = Select([*range(FIRST[2]), LATENT_CHANNELS])
@@ -330,36 +351,30 @@ class Synthesis(nn.Module):
         self.merge4 = ExactConv2d(24 + 2 * PER_COLOUR + 16 * COLOURS, 48, 3)
         self.block4 = ResidualBlock(48)
         self.out = ExactConv2d(48, 48, 3)
-        self.add = SaturatingAdd()
+        self.add = SaturatingAdd(FLOAT_BITS, 8)
+
+    def _filtered(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """What the linear filters make of the latent: planes of the lowpass picture and of the finest details."""
+        low = self.lowpass(latent)
+        low = self.up(self.add4(self.low4(self.edge(low)), self.detail4(self.band4(latent))))
+        low = self.up(self.add3(self.low3(self.edge(low)), self.detail3(self.band3(latent, 2))))
+        low = self.up(self.add2(self.low2(self.edge(low)), self.detail2(self.band2(latent, 4))))
+        return self.low1(self.edge(low)), self.detail1(self.band1(latent, 8))
 
     def linear(self, latent: Tensor) -> Tensor:
         """The planes that the linear filters alone give."""
-        low = self.lowpass(latent)
-        low = self.up(self.add4(self.low4(self.edge(low)), self.detail4(self.take4(latent))))
-        low = self.up(self.add3(self.low3(self.edge(low)), self.detail3(F.pixel_shuffle(self.take3(latent), 2))))
-        low = self.up(self.add2(self.low2(self.edge(low)), self.detail2(F.pixel_shuffle(self.take2(latent), 4))))
-        return self.add1(self.low1(self.edge(low)), self.detail1(F.pixel_shuffle(self.take1(latent), 8)))
+        return self.narrow(*self._filtered(latent))
 
     def forward(self, latent: Tensor, companded: Tensor) -> Tensor:
-        planes = self.linear(latent)
+        low, details = self._filtered(latent)
+        planes = self.narrow(low, details)
         x = F.pixel_shuffle(self.enter(self.coarse(companded)), 2)
         x = self.merge8(torch.cat([x, F.pixel_shuffle(self.phases2(companded), 2)], 1))
         for block in self.blocks:
             x = block(x)
         x = F.pixel_shuffle(self.up4(x), 2)
         x = self.merge4(torch.cat([x, F.pixel_shuffle(self.phases1(companded), 4), self.pack(planes)], 1))
-        return self.add(self.up(self.out(self.block4(x))), planes)
-
-
-def _round_layers(layers: Sequence[nn.Module], run: Callable[[], object]) -> None:
-    """Round the weights of convolutions so that what they make of their inputs, during `run`, changes least."""
-    named = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers)})
-    with torch.no_grad(), observed_patches(named) as moments:
-        run()
-    for name, layer in named.items():
-        assert isinstance(layer, ExactConv2d)
-        round_layer(layer, moments[name], Method())
-        layer.fixed_exponents = None  # they follow from the rounded weights
+        return self.add(self.up(self.out(self.block4(x))), self.add1(low, details))
 
 
 class Wavelet(LatentCodec):
@@ -387,32 +402,6 @@ class Wavelet(LatentCodec):
         """One gain for each band, at least FINEST_LOG2_GAIN; those of the hyper-latent stay at least 0."""
         bands, hyper = gains.split([BAND_COUNT, self.hyper_channels], -1)
         return torch.cat([bands[..., BAND_OF_CHANNEL] + FINEST_LOG2_GAIN, hyper], -1)
-
-    def set_training_arithmetic(self, exact: bool) -> None:
-        """The details' kernels stay in float: rounded to nearest they would leak brightness into the details."""
-        self.set_exact(exact)
-        for name, layer in self.analysis.named_children():
-            if name.startswith(("detail", "coarse")):
-                set_exact(layer, False)
-
-    def start_exact_training(self, images: Tensor) -> None:
-        """Round the lowpass filters and train them no more.
-
-        They carry the picture's brightness: what one weight's step more or less changes the whole picture by, the
-        correction network would have to unlearn whenever a filter's weight rounds another way.
-        """
-        self.set_training_arithmetic(True)
-        lowpass = [layer for name, layer in self.named_modules() if name.rpartition(".")[2] in LOWPASS]
-        _round_layers(lowpass, lambda: [self(part, torch.linspace(0, 1, len(part))) for part in images.split(8)])
-        for layer in lowpass:
-            layer.weight.requires_grad_(False)
-
-    def finish(self, images: Tensor) -> None:
-        """Round the details' kernels so that what they make of `images` changes least (`calibration.rounding`)."""
-        self.set_training_arithmetic(True)
-        details = [layer for layer in self.analysis.children() if getattr(layer, "raw", False)]
-        _round_layers(details, lambda: [self.latent(part) for part in images.split(8)])
-        self.set_exact(True)
 
 
 class Micro(Wavelet):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..network import FREE, WIDE, Add, Concat, Conv, DepthToSpace, EdgePad, Network, Select, SpaceToDepth
+from ..network import FREE, Add, Concat, Conv, DepthToSpace, EdgePad, Join, Network, Select, SpaceToDepth
 
 
 def convolve(x: np.ndarray, node: Conv) -> np.ndarray:
@@ -20,15 +20,10 @@ def convolve(x: np.ndarray, node: Conv) -> np.ndarray:
     return columns @ weight.T + node.bias.astype(np.int64)
 
 
-def requantise(accumulator: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Accumulators to int8: shift right, round to nearest (an odd accumulator never ties), saturate."""
+def requantise(accumulator: np.ndarray, shift: np.ndarray, bits: int = 8) -> np.ndarray:
+    """Accumulators to numbers of `bits` bits: shift right (left where negative), halves up, saturate. Odd accumulators
+    never lie half way."""
     shift = shift.astype(np.int64)
-    rounded = (accumulator + (np.int64(1) << (shift - 1))) >> shift
-    return np.clip(rounded, -128, 127).astype(np.int8)
-
-
-def requantise_wide(accumulator: np.ndarray, shift: np.ndarray, bits: int) -> np.ndarray:
-    """Accumulators to int8 or int16: shift right (left where negative), halves up, saturate."""
     right, left = np.maximum(shift, 0), np.maximum(-shift, 0)
     half = (np.int64(1) << right) >> 1
     return _saturated(((accumulator + half) >> right) << left, bits)
@@ -48,19 +43,21 @@ def run_network(network: Network, inputs: Mapping[str, np.ndarray]) -> list[np.n
             exponent = bits[node.source] - 1 + node.shift.astype(np.int64)  # of the accumulator's scale
             if node.raw:
                 tensors[node.output] = (accumulator * np.exp2(-exponent.astype(np.float64))).astype(np.float32)
-            elif node.format == WIDE:
-                tensors[node.output] = requantise_wide(accumulator, exponent - (node.bits - 1), node.bits)
             elif node.format == FREE:
                 tensors[node.output] = _saturated(np.rint(accumulator.astype(np.float32) * node.scale), 8)
             else:
-                tensors[node.output] = requantise(accumulator, node.shift)
+                tensors[node.output] = requantise(accumulator, exponent - (node.bits - 1), node.bits)
         elif isinstance(node, Add):
             a, b = (tensors[s] for s in node.sources)
             if node.raw:
                 tensors[node.output] = a + b
             else:
-                narrower = bits[node.sources[0]] - node.bits
-                tensors[node.output] = requantise_wide(a.astype(np.int64) + b, np.int64(narrower), node.bits)
+                widths = [bits[source] for source in node.sources]
+                a, b = (x.astype(np.int64) << (max(widths) - own) for x, own in zip((a, b), widths, strict=True))
+                tensors[node.output] = requantise(a + b, np.int64(max(widths) - node.bits), node.bits)
+        elif isinstance(node, Join):
+            whole, fraction = (tensors[s].astype(np.int16) for s in node.sources)
+            tensors[node.output] = (whole << (node.bits - 8)) + fraction
         elif isinstance(node, Concat):
             tensors[node.output] = np.concatenate([tensors[s] for s in node.sources], axis=3)
         elif isinstance(node, DepthToSpace):

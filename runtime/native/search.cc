@@ -9,7 +9,7 @@
 namespace {
 
 constexpr uint32_t kStates = 8, kLanes = 4;
-constexpr float kMaxMagnitude = LINNET_MAX_SYMBOL - 1;  // whose two neighbours can be coded
+constexpr float kMaxMagnitude = LINNET_MAX_SYMBOL;
 constexpr size_t kBytesPerSymbol = 13;
 
 // The two ways into each state: from which, by a symbol of which parity. kNextState backwards.
@@ -50,7 +50,7 @@ inline void choose(const linnet::Table &table, int32_t quantiser, float residual
 {
     const float half = quantiser ? 0.5f : 0, wanted = __builtin_fabsf(residual);
     const float magnitude = wanted < kMaxMagnitude ? wanted : kMaxMagnitude;
-    const int32_t below = int32_t(magnitude + half), sign = residual < 0 ? -1 : 1;
+    const int32_t below = std::min(int32_t(magnitude + half), LINNET_MAX_SYMBOL - 1), sign = residual < 0 ? -1 : 1;
     for (int32_t symbol = below; symbol < below + 2; symbol++) {
         const int32_t parity = symbol & 1, index = 2 * quantiser + parity;
         int32_t best = symbol;
@@ -127,7 +127,7 @@ int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, con
 {
     if (!tables || (count && (!residual || !table_index || !symbols || !levels || !workspace)))
         return LINNET_ERROR_ARGUMENT;
-    if ((trellis && !tables->paired) || !(bit_worth >= 0) || count > UINT32_MAX)
+    if ((trellis && !tables->paired) || !(bit_worth >= 0 && bit_worth <= LINNET_MAX_BIT_WORTH) || count > UINT32_MAX)
         return LINNET_ERROR_ARGUMENT;
     const uint32_t base = trellis ? tables->count / 2 : tables->count;
     uint32_t *const position = static_cast<uint32_t *>(workspace);

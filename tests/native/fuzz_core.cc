@@ -61,11 +61,15 @@ struct Tables {
     std::vector<uint16_t> radii, frequencies;
     linnet_tables *made = nullptr;
 
-    Tables()
+    // Those of a trellis come in pairs: the second half skips what the first half skips.
+    explicit Tables(bool paired = false)
     {
-        const size_t count = size_t(between(1, LINNET_MAX_TABLES));
+        const size_t half = size_t(between(1, LINNET_MAX_TABLES / 2));
+        const size_t count = paired ? 2 * half : size_t(between(1, LINNET_MAX_TABLES));
         for (size_t i = 0; i < count; i++) {
-            const int kind = int(between(0, 5));
+            int kind = int(between(0, 5));
+            if (paired && i >= half)
+                kind = radii[i - half] ? int(between(2, 5)) : 0;
             const uint32_t radius = kind < 2 ? 0 : kind == 5 ? LINNET_MAX_RADIUS : uint32_t(between(1, 20));
             radii.push_back(uint16_t(radius));
             if (!radius)
@@ -123,21 +127,51 @@ void try_bad_tables()
     CHECK(tables.make() == LINNET_ERROR_TABLES && !tables.made);
 }
 
-// Decodes to the end in random pieces; returns the first error, or that of finish.
-int decode(const Tables &tables, Buffer<uint8_t> &stream, Buffer<uint8_t> &index, Buffer<int16_t> &symbols)
+// Decodes to the end in random pieces, or with a trellis in steps that end at `ends`; returns the first error, or that
+// of finish.
+int decode(const Tables &tables, Buffer<uint8_t> &stream, Buffer<uint8_t> &index, Buffer<int16_t> &levels,
+           const std::vector<size_t> *ends = nullptr)
 {
     linnet_rans_decoder decoder;
     int error = linnet_rans_decode_start(&decoder, stream.get(), stream.size);
-    for (size_t done = 0; !error && done < index.size;) {
-        const size_t piece = size_t(between(0, int64_t(index.size - done)));
-        error = linnet_rans_decode(tables.made, &decoder, index.get() + done, piece, symbols.get() + done);
-        for (size_t i = 0; !error && i < piece; i++)
-            CHECK(symbols[done + i] >= LINNET_MIN_SYMBOL && symbols[done + i] <= LINNET_MAX_SYMBOL);
+    size_t step = 0;
+    for (size_t done = 0; !error && done < index.size; step++) {
+        const size_t piece = ends ? (*ends)[step] - done : size_t(between(0, int64_t(index.size - done)));
+        // Of their own exact size, so that a step's neighbours are out of reach.
+        Buffer<uint8_t> own(piece);
+        Buffer<int16_t> found(piece);
+        std::copy(index.get() + done, index.get() + done + piece, own.get());
+        error = linnet_rans_decode(tables.made, &decoder, ends != nullptr, own.get(), piece, found.get());
+        for (size_t i = 0; !error && i < piece; i++) {
+            CHECK(found[i] >= 2 * LINNET_MIN_SYMBOL && found[i] <= 2 * LINNET_MAX_SYMBOL);
+            CHECK(tables.radii[own[i]] || !found[i]);
+            CHECK(ends || found[i] % 2 == 0);
+            levels[done + i] = found[i];
+        }
         done += piece;
     }
     const int finished = linnet_rans_decode_finish(&decoder);
     CHECK(!error || finished == error);
     return finished;
+}
+
+// What is left of a stream is an error; what is changed in it is one or gives bounded levels.
+void try_damage(const Tables &tables, Buffer<uint8_t> &stream, Buffer<uint8_t> &index,
+                const std::vector<size_t> *ends = nullptr)
+{
+    Buffer<int16_t> result(index.size);
+    Buffer<uint8_t> cut(size_t(between(0, int64_t(stream.size) - 1)));
+    std::memcpy(cut.get(), stream.get(), cut.size);
+    CHECK(decode(tables, cut, index, result, ends) != LINNET_OK);
+    for (int i = 0; i < 4; i++) {
+        Buffer<uint8_t> damaged(stream.size);
+        std::memcpy(damaged.get(), stream.get(), stream.size);
+        for (int64_t flips = between(1, 3); flips; flips--)
+            damaged[size_t(between(0, int64_t(stream.size) - 1))] ^= uint8_t(1u << between(0, 7));
+        decode(tables, damaged, index, result, ends);
+    }
+    Buffer<uint8_t> noise(size_t(between(0, 300)));
+    decode(tables, noise, index, result, ends);
 }
 
 void try_rans()
@@ -163,33 +197,162 @@ void try_rans()
     CHECK(encode(stream) == LINNET_OK);
     CHECK(written == stream.size && !std::memcmp(stream.get(), out.get(), written));
     CHECK(decode(tables, stream, index, result) == LINNET_OK);
-    CHECK(!count || !std::memcmp(result.get(), symbols.get(), count * sizeof(int16_t)));
+    for (size_t i = 0; i < count; i++)
+        CHECK(result[i] == 2 * symbols[i]);
 
     Buffer<uint8_t> small(size_t(between(0, int64_t(needed) - 1)));
     CHECK(encode(small) == LINNET_ERROR_CAPACITY);
 
-    Buffer<uint8_t> cut(size_t(between(0, int64_t(needed) - 1)));
-    std::memcpy(cut.get(), stream.get(), cut.size);
-    CHECK(decode(tables, cut, index, result) != LINNET_OK);
-    for (int i = 0; i < 4; i++) {
-        Buffer<uint8_t> damaged(needed);
-        std::memcpy(damaged.get(), stream.get(), needed);
-        for (int64_t flips = between(1, 3); flips; flips--)
-            damaged[size_t(between(0, int64_t(needed) - 1))] ^= uint8_t(1u << between(0, 7));
-        decode(tables, damaged, index, result);
-    }
-    Buffer<uint8_t> noise(size_t(between(0, 300)));
-    decode(tables, noise, index, result);
+    try_damage(tables, stream, index);
     if (count) {
         const size_t at = size_t(between(0, int64_t(count) - 1));
         const int16_t kept = symbols[at];
         symbols[at] = int16_t(between(0, 1) ? LINNET_MAX_SYMBOL + 1 : LINNET_MIN_SYMBOL - 1);
         CHECK(encode(out) == LINNET_ERROR_SYMBOL);
         symbols[at] = kept;
+        if (tables.radii.size() == LINNET_MAX_TABLES)
+            return;  // every index is a table's
         index[at] = uint8_t(between(int64_t(tables.radii.size()), 255));
         CHECK(encode(out) == LINNET_ERROR_ARGUMENT);
         CHECK(decode(tables, stream, index, result) != LINNET_OK);
     }
+}
+
+// Random bits now and then: NaN, infinities and denormals among them.
+void fill_residuals(Buffer<float> &residual)
+{
+    for (size_t i = 0; i < residual.size; i++)
+        switch (between(0, 9)) {
+        case 0: break;
+        case 1: residual[i] = float(between(-2400, 2400)) / 4; break;
+        case 2: residual[i] = 0; break;
+        default: residual[i] = float(between(-3000, 3000)) / 500;
+        }
+}
+
+// The worth of a bit; a random one, zero or one that outweighs everything.
+float some_worth()
+{
+    const int64_t kind = between(0, 5);
+    const float large = kind == 1 ? 30.0f : float(LINNET_MAX_BIT_WORTH);
+    return kind == 0 ? 0 : kind < 3 ? large : float(between(1, 300)) / 1000;
+}
+
+int search(const Tables &tables, bool trellis, float bit_worth, Buffer<float> &residual, Buffer<uint8_t> &index,
+           Buffer<int16_t> &symbols, Buffer<int16_t> &levels)
+{
+    const size_t count = residual.size, size = linnet_search_size(count);
+    Buffer<uint8_t> workspace(size);  // malloc aligns it well enough
+    return linnet_search(tables.made, trellis, bit_worth, residual.get(), index.get(), count, workspace.get(),
+                         symbols.get(), levels.get());
+}
+
+// Steps searched, coded in one stream and decoded again, with and without a trellis.
+void try_search(bool trellis)
+{
+    Tables tables(trellis);
+    CHECK(tables.make() == LINNET_OK);
+    const size_t all = tables.radii.size(), known = trellis ? all / 2 : all;
+    const size_t count = size_t(between(0, between(0, 2) ? 40 : 2500));
+    std::vector<size_t> ends;
+    for (size_t end = 0; end < count;) {
+        end += size_t(between(between(0, 3) ? 1 : 0, between(0, 1) ? 9 : int64_t(count)));
+        ends.push_back(end = std::min(end, count));
+    }
+    Buffer<uint8_t> index(count), coded_with(count);
+    Buffer<int16_t> symbols(count), levels(count), result(count);
+    for (size_t i = 0; i < count; i++)
+        index[i] = uint8_t(between(0, int64_t(known) - 1));
+    size_t done = 0;
+    for (const size_t end : ends) {
+        const size_t piece = end - done;
+        Buffer<float> residual(piece);
+        Buffer<uint8_t> own(piece);
+        Buffer<int16_t> symbol(piece), level(piece);
+        fill_residuals(residual);
+        std::copy(index.get() + done, index.get() + end, own.get());
+        CHECK(search(tables, trellis, some_worth(), residual, own, symbol, level) == LINNET_OK);
+        uint32_t state[4] = {};
+        for (size_t i = 0, k = 0; i < piece; i++) {
+            const uint8_t before = index[done + i];
+            CHECK(std::abs(symbol[i]) <= LINNET_MAX_SYMBOL);
+            if (!tables.radii[before]) {
+                CHECK(own[i] == before && !symbol[i] && !level[i]);
+                continue;
+            }
+            CHECK(!(residual[i] > 0 && symbol[i] < 0) && !(residual[i] < 0 && symbol[i] > 0));
+            uint32_t &path = state[k++ % 4];
+            CHECK(own[i] == (trellis && path % 2 ? before + known : before));
+            CHECK(level[i] == linnet::level_of(symbol[i], path));
+            path = trellis ? linnet::kNextState[path][symbol[i] & 1] : 0;
+        }
+        std::copy(own.get(), own.get() + piece, coded_with.get() + done);
+        std::copy(symbol.get(), symbol.get() + piece, symbols.get() + done);
+        std::copy(level.get(), level.get() + piece, levels.get() + done);
+        done = end;
+    }
+
+    Buffer<uint8_t> out(linnet_rans_bound(count));
+    size_t written = 0;
+    CHECK(!linnet_rans_encode(tables.made, symbols.get(), coded_with.get(), count, out.get(), out.size, &written));
+    Buffer<uint8_t> stream(written);
+    std::memcpy(stream.get(), out.get(), written);
+    const std::vector<size_t> *steps = trellis ? &ends : nullptr;
+    CHECK(decode(tables, stream, index, result, steps) == LINNET_OK);
+    CHECK(!count || !std::memcmp(result.get(), levels.get(), count * sizeof(int16_t)));
+    try_damage(tables, stream, index, steps);
+    if (!count)
+        return;
+
+    Buffer<float> residual(count);
+    for (const float bad : {-0.1f, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
+        CHECK(search(tables, trellis, bad, residual, index, symbols, levels) == LINNET_ERROR_ARGUMENT);
+    const size_t at = size_t(between(0, int64_t(count) - 1));
+    if (known < LINNET_MAX_TABLES) {
+        index[at] = uint8_t(between(int64_t(known), 255));
+        CHECK(search(tables, trellis, 0.1f, residual, index, symbols, levels) == LINNET_ERROR_ARGUMENT);
+        CHECK(decode(tables, stream, index, result, steps) != LINNET_OK);
+    }
+}
+
+// Tables that are no pairs serve without a trellis only.
+void try_unpaired_tables()
+{
+    Tables tables(true);
+    const size_t half = tables.radii.size() / 2;
+    const size_t at = size_t(between(0, int64_t(half) - 1));
+    if (half > 1 && between(0, 1)) {
+        // One table less: an odd number.
+        const size_t last = tables.radii.back();
+        tables.radii.pop_back();
+        tables.frequencies.resize(tables.frequencies.size() - (last ? 2 * last + 2 : 0));
+    } else {
+        size_t before = 0;
+        for (size_t i = 0; i < at; i++)
+            before += tables.radii[i] ? 2u * tables.radii[i] + 2 : 0;
+        const auto first = tables.frequencies.begin() + ptrdiff_t(before);
+        if (tables.radii[at]) {
+            tables.frequencies.erase(first, first + 2 * tables.radii[at] + 2);
+            tables.radii[at] = 0;
+        } else {
+            tables.frequencies.insert(first, 4, uint16_t((1 << LINNET_FREQUENCY_BITS) / 4));
+            tables.radii[at] = 1;
+        }
+    }
+    CHECK(tables.make() == LINNET_OK);
+    const size_t count = size_t(between(0, 5));
+    Buffer<float> residual(count);
+    Buffer<uint8_t> index(count), stream(16);
+    Buffer<int16_t> symbols(count), levels(count);
+    for (size_t i = 0; i < count; i++)
+        index[i] = uint8_t(between(0, int64_t(half) - 1));
+    for (size_t i = 0; i < 16; i++)
+        stream[i] = i % 4 == 2;
+    CHECK(search(tables, true, 0.1f, residual, index, symbols, levels) == LINNET_ERROR_ARGUMENT);
+    CHECK(search(tables, false, 0.1f, residual, index, symbols, levels) == LINNET_OK);
+    linnet_rans_decoder decoder;
+    CHECK(linnet_rans_decode_start(&decoder, stream.get(), stream.size) == LINNET_OK);
+    CHECK(linnet_rans_decode(tables.made, &decoder, 1, index.get(), count, levels.get()) == LINNET_ERROR_ARGUMENT);
 }
 
 void try_step()
@@ -207,17 +370,11 @@ void try_step()
     Buffer<int16_t> gain(n), offset(n);
     Buffer<uint8_t> mean_shift(n);
     Buffer<int8_t> companding(256), params(positions * 2 * n), decoded(2 * size), companded(size);
-    Buffer<float> rounding(2 * step.tables);
     Buffer<float> latent(size);  // random bits: NaN, infinities and denormals among them
     for (size_t c = 0; c < n; c++)
         mean_shift[c] = uint8_t(between(0, 2));
     for (size_t c = 0; c < n; c++)
         gain[c] = int16_t(between(0, 3) ? between(64, 800) : between(64, 32767));
-    for (size_t i = 0; i < step.tables; i++)
-        if (between(0, 1))
-            rounding[2 * i] = rounding[2 * i + 1] = -std::numeric_limits<float>::infinity();
-        else
-            rounding[2 * i] = 0.3f, rounding[2 * i + 1] = 0.5f;
     for (size_t i = 0; i < size; i++)
         if (between(0, 3))
             latent[i] = float(between(-1000, 1000)) / 500;
@@ -230,37 +387,47 @@ void try_step()
     for (uint32_t row = 0; row < step.height; row++)
         for (uint32_t column = 0; column < step.width; column++)
             coded += step.parity < 0 || int32_t((row + column) % 2) == step.parity ? n : 0;
-    Buffer<int16_t> symbols(coded);
+    Buffer<int16_t> levels(coded);
     Buffer<uint8_t> index(coded), index2(coded);
-    Buffer<int8_t> decoded2(2 * size), companded2(size);
-    std::memcpy(decoded2.get(), decoded.get(), 2 * size);
-    std::memcpy(companded2.get(), companded.get(), size);
+    Buffer<float> residual(coded);
+    std::vector<int8_t> decoded_before(decoded.get(), decoded.get() + 2 * size);
+    std::vector<int8_t> companded_before(companded.get(), companded.get() + size);
     size_t count = 0;
-    const auto quantize = [&] {
-        return linnet_step_quantize(&step, latent.get(), params.get(), rounding.get(), decoded.get(), companded.get(),
-                                    symbols.get(), index.get(), &count);
+    const auto residuals = [&] {
+        return linnet_step_residuals(&step, latent.get(), params.get(), residual.get(), index.get(), &count);
     };
-    CHECK(quantize() == LINNET_OK && count == coded);
+    CHECK(residuals() == LINNET_OK && count == coded);
     CHECK(linnet_step_tables(&step, params.get(), index2.get(), &count) == LINNET_OK && count == coded);
     CHECK(!coded || !std::memcmp(index.get(), index2.get(), coded));
-    CHECK(!linnet_step_dequantize(&step, params.get(), symbols.get(), decoded2.get(), companded2.get()));
-    CHECK(!std::memcmp(decoded.get(), decoded2.get(), 2 * size) && !std::memcmp(companded.get(), companded2.get(), size));
-    for (size_t i = 0; i < coded; i++) {
-        CHECK(index[i] < step.tables && std::abs(symbols[i]) <= 511 && !(symbols[i] && rounding[2 * index[i]] < 0));
-        symbols[i] = int16_t(random32());
-    }
-    CHECK(!linnet_compand(latent.get(), size, companding.get(), companded2.get()));
     const auto dequantize = [&] {
-        return linnet_step_dequantize(&step, params.get(), symbols.get(), decoded.get(), companded.get());
+        return linnet_step_dequantize(&step, params.get(), levels.get(), decoded.get(), companded.get());
     };
-    CHECK(dequantize() == LINNET_OK);
+    CHECK(dequantize() == LINNET_OK);  // random levels
+    size_t k = 0;
+    for (uint32_t row = 0; row < step.height; row++)
+        for (uint32_t column = 0; column < step.width; column++)
+            for (uint32_t c = 0; c < step.channels; c++) {
+                const size_t at = size_t(row) * step.width + column, whole = at * 2 * step.channels + c;
+                const size_t quarters = whole + step.channels, seen = at * step.channels + c;
+                const bool here = step.parity < 0 || int32_t((row + column) % 2) == step.parity;
+                if (!here || c < step.first || c >= step.last) {
+                    CHECK(decoded[whole] == decoded_before[whole] && decoded[quarters] == decoded_before[quarters]);
+                    CHECK(companded[seen] == companded_before[seen]);
+                    continue;
+                }
+                const size_t own = c - step.first;
+                const float mean = float(params[at * 2 * n + own] * (1 << mean_shift[own]));
+                const float expected = (512 * latent[seen] - mean) * 64 / gain[own];
+                CHECK(residual[k] == expected || (residual[k] != residual[k] && expected != expected));
+                CHECK(index[k] < step.tables && companded[seen] == companding[size_t(decoded[whole] + 128)]);
+                const int64_t offset = int64_t(levels[k]) * gain[own] + 64;
+                const int64_t v = int64_t(mean) + (offset >= 0 ? offset / 128 : -((127 - offset) / 128));
+                CHECK(4 * decoded[whole] + decoded[quarters] == std::clamp<int64_t>(v, -512, 509));
+                k++;
+            }
+    CHECK(k == coded);
+    CHECK(!linnet_compand(latent.get(), size, companding.get(), companded.get()));
 
-    const float good = rounding[0];
-    for (const float bad : {0.51f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
-        rounding[0] = bad;
-        CHECK(quantize() == LINNET_ERROR_ARGUMENT);
-    }
-    rounding[0] = good;
     switch (between(0, 7)) {
     case 0: step.height = step.width = step.channels = 0xffffffff; break;
     case 1: step.first = step.last; break;
@@ -271,7 +438,7 @@ void try_step()
     case 6: mean_shift[n - 1] = 3; break;
     default: step.width = 0;
     }
-    CHECK(quantize() == LINNET_ERROR_ARGUMENT);
+    CHECK(residuals() == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_step_tables(&step, params.get(), index.get(), &count) == LINNET_ERROR_ARGUMENT);
     CHECK(dequantize() == LINNET_ERROR_ARGUMENT);
 }
@@ -349,6 +516,57 @@ void try_pixels()
     CHECK(pixels_of(0, 0, 1, 1, 2) == LINNET_ERROR_ARGUMENT);
 }
 
+void try_null_beside_good_arguments()
+{
+    Tables tables(true);
+    CHECK(tables.make() == LINNET_OK);
+    const auto search_without = [&](int missing, size_t count) {
+        Buffer<float> residual(count);
+        Buffer<uint8_t> index(count), workspace(linnet_search_size(count));
+        Buffer<int16_t> symbols(count), levels(count);
+        std::fill(index.get(), index.get() + count, uint8_t(0));
+        const linnet_tables *made = missing == 0 ? nullptr : tables.made;
+        return linnet_search(made, 1, 0.1f, missing == 1 ? nullptr : residual.get(),
+                             missing == 2 ? nullptr : index.get(), count, missing == 3 ? nullptr : workspace.get(),
+                             missing == 4 ? nullptr : symbols.get(), missing == 5 ? nullptr : levels.get());
+    };
+    for (int missing = 0; missing < 7; missing++) {
+        CHECK(search_without(missing, 3) == (missing < 6 ? LINNET_ERROR_ARGUMENT : LINNET_OK));
+        CHECK(search_without(missing, 0) == (missing ? LINNET_OK : LINNET_ERROR_ARGUMENT));
+    }
+    CHECK(linnet_search(tables.made, 1, 0.1f, nullptr, nullptr, 0, nullptr, nullptr, nullptr) == LINNET_OK);
+
+    Buffer<uint8_t> stream(16), index(1);
+    Buffer<int16_t> levels(1);
+    for (size_t i = 0; i < 16; i++)
+        stream[i] = i % 4 == 2;
+    index[0] = 0;
+    linnet_rans_decoder decoder;
+    CHECK(linnet_rans_decode_start(&decoder, stream.get(), stream.size) == LINNET_OK);
+    for (int trellis = 0; trellis < 2; trellis++) {
+        CHECK(linnet_rans_decode(nullptr, &decoder, trellis, nullptr, 0, nullptr) == LINNET_ERROR_ARGUMENT);
+        CHECK(linnet_rans_decode(tables.made, nullptr, trellis, nullptr, 0, nullptr) == LINNET_ERROR_ARGUMENT);
+        CHECK(linnet_rans_decode(tables.made, &decoder, trellis, nullptr, 1, levels.get()) == LINNET_ERROR_ARGUMENT);
+        CHECK(linnet_rans_decode(tables.made, &decoder, trellis, index.get(), 1, nullptr) == LINNET_ERROR_ARGUMENT);
+        CHECK(linnet_rans_decode(tables.made, &decoder, trellis, nullptr, 0, nullptr) == LINNET_OK);
+    }
+
+    int16_t gain = 64, offset = 0;
+    uint8_t mean_shift = 0;
+    Buffer<int8_t> companding(256), params(2);
+    float latent = 0, residual = 0;
+    size_t count = 0;
+    const linnet_step step = {1, 1, 1, 0, 1, -1, &gain, &mean_shift, &offset, companding.get(), 1};
+    const auto residuals_without = [&](int missing) {
+        return linnet_step_residuals(missing == 0 ? nullptr : &step, missing == 1 ? nullptr : &latent,
+                                     missing == 2 ? nullptr : params.get(), missing == 3 ? nullptr : &residual,
+                                     missing == 4 ? nullptr : index.get(), missing == 5 ? nullptr : &count);
+    };
+    for (int missing = 0; missing < 7; missing++)
+        CHECK(residuals_without(missing) == (missing < 6 ? LINNET_ERROR_ARGUMENT : LINNET_OK));
+    CHECK(count == 1);
+}
+
 void try_null()
 {
     linnet_rans_decoder decoder;
@@ -358,15 +576,16 @@ void try_null()
     CHECK(linnet_rans_decode_start(nullptr, nullptr, 0) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_rans_decode_start(&decoder, nullptr, 1) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_rans_decode_start(&decoder, nullptr, 0) == LINNET_ERROR_TRUNCATED);
-    CHECK(linnet_rans_decode(nullptr, &decoder, nullptr, 0, nullptr) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_rans_decode_finish(nullptr) == LINNET_ERROR_ARGUMENT);
-    CHECK(linnet_step_quantize(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &count) ==
-          LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_step_residuals(nullptr, nullptr, nullptr, nullptr, nullptr, &count) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_step_tables(nullptr, nullptr, nullptr, &count) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_step_dequantize(nullptr, nullptr, nullptr, nullptr, nullptr) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_pixels_to_planes(nullptr, 1, 1, 3, 0, 0, 2, 2, nullptr) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_planes_to_pixels(nullptr, 1, 1, 0, 0, 1, 1, nullptr, 3) == LINNET_ERROR_ARGUMENT);
     linnet_tables_destroy(nullptr);
+    try_null_beside_good_arguments();
+    CHECK(linnet_search_size(0) <= 4 && linnet_search_size(SIZE_MAX) == SIZE_MAX);
+    CHECK(linnet_search_size(SIZE_MAX / 2) == SIZE_MAX && linnet_search_size(1000) < 1000 * 100);
     CHECK(linnet_rans_bound(SIZE_MAX) == SIZE_MAX && linnet_rans_bound(0) == 16);
     CHECK(linnet_crc32c(7, nullptr, 0) == 7 && linnet_api_version() == LINNET_API_VERSION);
     for (int error = -20; error < 3; error++)
@@ -382,6 +601,8 @@ int main(int argc, char **argv)
         try_crc();
         try_bad_tables();
         try_rans();
+        try_search(rounds % 2 == 0);
+        try_unpaired_tables();
         try_step();
         try_blocks();
         try_pixels();
