@@ -21,7 +21,17 @@ from torch.nn import functional
 
 from ..runtime.errors import UsageError
 from .observers import Histogram, steps
-from .qat import FULL_SCALE, DepthToSpace, EdgePad, ExactConv2d, LayerTracer, SaturatingAdd, Select, SpaceToDepth
+from .qat import (
+    FULL_SCALE,
+    DepthToSpace,
+    EdgePad,
+    ExactConv2d,
+    Join,
+    LayerTracer,
+    SaturatingAdd,
+    Select,
+    SpaceToDepth,
+)
 
 
 class ChannelGroups:
@@ -52,6 +62,8 @@ class ChannelGroups:
             elif isinstance(target, SaturatingAdd):
                 made.append((str(node.target), sources[0]))
                 out = self._unite(*sources)
+            elif isinstance(target, Join):
+                out = self._fix(self._unite(*sources))  # the fraction's unit is a part of the whole's
             elif target is torch.cat:
                 order = {argument.name: ids for argument, ids in zip(node.all_input_nodes, sources, strict=True)}
                 out = np.concatenate([order[argument.name] for argument in node.args[0]])

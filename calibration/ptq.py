@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import UsageError
-from ..runtime.network import EXACT, FREE, MAX_SHIFT
+from ..runtime.network import EXACT, FLOAT, FREE, MAX_SHIFT
 from .equalisation import equalise, observed_outputs
 from .formats import FORMATS, set_format
 from .observers import OBSERVERS, Histogram, steps
@@ -81,11 +81,13 @@ def layers(codec: nn.Module) -> dict[str, ExactConv2d]:
 
 
 def check_layers(codec: FloatCodec, method: Method) -> None:
-    """Raise UsageError where `method` names a layer that the codec lacks."""
+    """Raise UsageError where `method` names a layer that the codec lacks, or one that cannot be widened."""
     known = layers(codec)  # type: ignore[arg-type]
     for name in method.wide:
         if name not in known:
             raise UsageError(f"the codec has no layer {name}; it has {', '.join(known)}")
+        if known[name].format == FLOAT:
+            raise UsageError(f"layer {name} has weights of 12 bits already: leave it out of --wide")
 
 
 def run(codec: FloatCodec, images: Tensor, qualities: Sequence[float] = QUALITIES) -> Iterable[int]:

@@ -358,7 +358,7 @@ def test_linnet_calibrate(
     codec = load_bundle_into_codec(Bundle.open())
     torch.save({"average": codec.state_dict(), "architecture": codec.architecture}, checkpoint)
     command = ["calibrate", str(checkpoint), "--images", str(folder), "--out", str(out), "--count", "2"]
-    options = ["--rounding", "nearest", "--no-equalise", "--no-sensitivity", "--wide", "synthesis.detail1=2"]
+    options = ["--rounding", "nearest", "--no-equalise", "--no-sensitivity", "--wide", "synthesis.out=2"]
     report, page = tmp_path / "report.json", tmp_path / "report.html"
     assert main([*command, *options, "--json", str(report), "--report", str(page)]) == 0
     assert "BD-rate" in capsys.readouterr().out
@@ -372,7 +372,7 @@ def test_linnet_calibrate(
     data = fast.encode(photograph[:128, :192], quality=60)
     np.testing.assert_array_equal(fast.decode(data), slow.decode(data))
     again = load_bundle_into_codec(fast.bundle)
-    assert again.synthesis.detail1.copies == 2
+    assert again.synthesis.out.copies == 2
 
 
 def test_calibrate_refuses_what_it_cannot_read(

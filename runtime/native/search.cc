@@ -32,9 +32,13 @@ struct Ways {
 };
 constexpr Ways kWays;
 
+// A number for each lane. GCC and Clang turn these into the vectors of whatever processor it is.
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+
 // The best symbol of each quantiser and parity (index 2 * quantiser + parity) for each lane, and what it costs.
 struct Choices {
-    float cost[4][kLanes];
+    Floats cost[4];
     int16_t symbol[4][kLanes];
 };
 
@@ -51,54 +55,43 @@ inline void choose(const linnet::Table &table, int32_t quantiser, float residual
     const float half = quantiser ? 0.5f : 0, wanted = __builtin_fabsf(residual);
     const float magnitude = wanted < kMaxMagnitude ? wanted : kMaxMagnitude;
     const int32_t below = std::min(int32_t(magnitude + half), LINNET_MAX_SYMBOL - 1), sign = residual < 0 ? -1 : 1;
-    for (int32_t symbol = below; symbol < below + 2; symbol++) {
-        const int32_t parity = symbol & 1, index = 2 * quantiser + parity;
-        int32_t best = symbol;
-        float cost = cost_of(table, magnitude, symbol ? float(symbol) - half : 0, symbol, bit_worth);
-        if (!parity && symbol) {
-            const float nothing = cost_of(table, magnitude, 0, 0, bit_worth);
-            best = nothing < cost ? 0 : best;
-            cost = nothing < cost ? nothing : cost;
-        }
-        choices.cost[index][lane] = cost;
-        choices.symbol[index][lane] = int16_t(sign * best);
-    }
+    const int32_t odd = below | 1, even = (below + 1) & ~1;
+    const float nothing = cost_of(table, magnitude, 0, 0, bit_worth);
+    const float even_cost = even ? cost_of(table, magnitude, float(even) - half, even, bit_worth) : nothing;
+    choices.cost[2 * quantiser][lane] = nothing < even_cost ? nothing : even_cost;
+    choices.symbol[2 * quantiser][lane] = int16_t(nothing < even_cost ? 0 : sign * even);
+    choices.cost[2 * quantiser + 1][lane] = cost_of(table, magnitude, float(odd) - half, odd, bit_worth);
+    choices.symbol[2 * quantiser + 1][lane] = int16_t(sign * odd);
 }
 
 // Viterbi's algorithm over four trellises side by side. The path to each state ends in one of two ways, a bit of `way`.
 struct Trellises {
-    float cost[kStates][kLanes];
+    Floats cost[kStates];
 
     Trellises()
     {
         for (uint32_t state = 0; state < kStates; state++)
-            for (uint32_t lane = 0; lane < kLanes; lane++)
-                cost[state][lane] = state ? std::numeric_limits<float>::infinity() : 0;
+            cost[state] = Floats{} + (state ? std::numeric_limits<float>::infinity() : 0);
     }
 
     // Moves all lanes on; `ways` (kLanes) receives a bit for each state.
     void step(const Choices &choices, uint8_t *ways)
     {
-        float next[kStates][kLanes];
-        uint32_t way[kLanes] = {};
+        Floats next[kStates], least = Floats{} + std::numeric_limits<float>::infinity();
+        Integers way = {};
         for (uint32_t state = 0; state < kStates; state++) {
-            const Way first = kWays.into[state][0], second = kWays.into[state][1];
-            const float *one = choices.cost[2 * (first.from & 1) + first.parity];
-            const float *other = choices.cost[2 * (second.from & 1) + second.parity];
-            for (uint32_t lane = 0; lane < kLanes; lane++) {
-                const float a = cost[first.from][lane] + one[lane], b = cost[second.from][lane] + other[lane];
-                next[state][lane] = b < a ? b : a;
-                way[lane] |= uint32_t(b < a) << state;
-            }
+            const Way one = kWays.into[state][0], other = kWays.into[state][1];
+            const Floats a = cost[one.from] + choices.cost[2 * (one.from & 1) + one.parity];
+            const Floats b = cost[other.from] + choices.cost[2 * (other.from & 1) + other.parity];
+            const Integers better = b < a;
+            next[state] = better ? b : a;
+            way |= better & int32_t(1u << state);
+            least = next[state] < least ? next[state] : least;
         }
-        for (uint32_t lane = 0; lane < kLanes; lane++) {
+        for (uint32_t state = 0; state < kStates; state++)
+            cost[state] = next[state] - least;
+        for (uint32_t lane = 0; lane < kLanes; lane++)
             ways[lane] = uint8_t(way[lane]);
-            float least = next[0][lane];
-            for (uint32_t state = 1; state < kStates; state++)
-                least = next[state][lane] < least ? next[state][lane] : least;
-            for (uint32_t state = 0; state < kStates; state++)
-                cost[state][lane] = next[state][lane] - least;
-        }
     }
 
     uint32_t best(uint32_t lane) const
