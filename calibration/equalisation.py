@@ -21,17 +21,7 @@ from torch.nn import functional
 
 from ..runtime.errors import UsageError
 from .observers import Histogram, steps
-from .qat import (
-    FULL_SCALE,
-    DepthToSpace,
-    EdgePad,
-    ExactConv2d,
-    Join,
-    LayerTracer,
-    SaturatingAdd,
-    Select,
-    SpaceToDepth,
-)
+from .qat import FULL_SCALE, DepthToSpace, EdgePad, ExactConv2d, Join, LayerTracer, SaturatingAdd, Select, SpaceToDepth
 
 
 class ChannelGroups:

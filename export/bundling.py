@@ -96,6 +96,7 @@ def load_bundle_into_codec(bundle: Bundle) -> LatentCodec:
             if isinstance(node, Conv):
                 layer = module.get_submodule(node.name)
                 scale = torch.from_numpy(np.exp2(-node.shift.astype(np.float64)))
+                layer.fixed_exponents = torch.from_numpy(node.shift.astype(np.float32))
                 layer.copies = node.weight.shape[1] // layer.weight.shape[1]
                 weight = sum(np.split(node.weight.astype(np.float64), layer.copies, axis=1))
                 with torch.no_grad():
