@@ -102,7 +102,7 @@ class Bundle:
         self.entropy_tables = EntropyTables(tables["frequencies"], tables["radii"])
         self.trellis: bool = manifest.get("trellis", False)
         self.scale_tables = len(self.entropy_tables) // (2 if self.trellis else 1)
-        first, second = np.split(self.entropy_tables.skip[: 2 * self.scale_tables], [self.scale_tables])
+        first, second = np.split(self.entropy_tables.skip, [self.scale_tables])
         if self.trellis and not np.array_equal(first, second):
             raise InputError(f"bundle {origin}: the entropy tables of its two quantisers do not match: get it again")
 

@@ -16,7 +16,7 @@ import pytest
 
 from linnet.cli import main
 from linnet.runtime import inspection
-from linnet.runtime.bundle import Bundle
+from linnet.runtime.bundle import Bundle, pack_arrays, write_bundle
 from linnet.runtime.codec import Codec
 from linnet.runtime.errors import InputError
 from linnet.runtime.reader import Reader
@@ -150,3 +150,26 @@ def test_making_the_vectors_again_gives_the_same_bytes(tmp_path: Path, tiny: Cod
         for name, value in shipped._arrays(member).items():
             np.testing.assert_array_equal(again._arrays(member)[name], value, name)
     assert again.certificate == shipped.certificate
+
+
+@pytest.mark.parametrize("trellis", [True, False])
+def test_another_decoder_reads_either_quantisation(tmp_path: Path, trellis: bool) -> None:
+    pytest.importorskip("onnx", reason="making the bundle needs the export extra")
+    import make_vectors
+    import tiny_codec
+
+    tiny_codec.write(tmp_path / "tiny.lntb", trellis)
+    codec = Codec.open(tmp_path / "tiny.lntb")
+    data = codec.encode(make_vectors.picture(130, 70), quality=70, tile=64)
+    np.testing.assert_array_equal(book_decoder.decode(data, codec.bundle), codec.decode(data))
+
+
+def test_the_tables_of_two_quantisers_must_match(tmp_path: Path) -> None:
+    members = dict(Bundle.open(TINY)._members)
+    manifest = json.loads(members.pop("manifest.json"))
+    tables = Bundle.open(TINY)._arrays("tables.npz")
+    tables["frequencies"] = tables["frequencies"][: -(2 * int(tables["radii"][-1]) + 2)]
+    tables["radii"] = tables["radii"][:-1]
+    write_bundle(tmp_path / "odd.lntb", manifest, {**members, "tables.npz": pack_arrays(tables)})
+    with pytest.raises(InputError, match="two quantisers do not match"):
+        Bundle.open(tmp_path / "odd.lntb")
