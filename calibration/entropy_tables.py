@@ -12,9 +12,9 @@ import math
 
 import numpy as np
 
+from ..runtime.core import MAX_RADIUS
 from ..runtime.latents import FREQUENCY_BITS, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE
 
-MAX_RADIUS = 255
 SKIP_SCALE = 0.1
 """Below this scale a symbol is not coded at all: it is 0 but for one in a thousand."""
 TAIL = 2.0**-12

@@ -136,12 +136,11 @@ class _Integers:
             graph.constant(f"{name}/bias", np.concatenate(biases)),
         ]
         geometry = _geometry(next(node for node in nodes if node.weight.shape[2] == side))
+        results = [out if node.raw else f"{out}/wide" for node, out in zip(nodes, outs, strict=True)]
         if len(nodes) == 1:
-            results = [outs[0] if nodes[0].raw else f"{outs[0]}/wide"]
             graph.add("Conv", inputs, results[0], **geometry)
         else:
             together = graph.add("Conv", inputs, f"{name}/wide", **geometry)
-            results = [out if node.raw else f"{out}/wide" for node, out in zip(nodes, outs, strict=True)]
             ends = np.cumsum([len(node.weight) for node in nodes])
             for node, end, result in zip(nodes, ends, results, strict=True):
                 graph.add("Slice", [together, *_slice_bounds(graph, int(end) - len(node.weight), int(end), 1)], result)

@@ -102,8 +102,9 @@ def code_lengths(frequencies: np.ndarray, radii: np.ndarray, count: int) -> np.n
     return lengths
 
 
-def rounding_offsets(frequencies: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """(tables, 2) float32: what the encoder adds to a residual's magnitude before it cuts the fraction off.
+def rounding_offsets(lengths: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """(tables, 2) float32: what to add to a residual's magnitude before the fraction is cut off. `lengths` are
+    `code_lengths`, of the largest radius at least.
 
     Rate-distortion-optimised quantisation without a search: the larger of two symbols is worth its extra bits only
     if it saves enough squared error, so the threshold between n and n + 1 moves up from n + 0.5 by half of
@@ -111,7 +112,6 @@ def rounding_offsets(frequencies: np.ndarray, radii: np.ndarray) -> np.ndarray:
     skip table (radius 0) always gives 0.
     """
     offsets = np.full((len(radii), 2), -np.inf, np.float32)
-    lengths = code_lengths(frequencies, radii, int(radii.max(initial=0)) + 1)
     for table, radius in enumerate(radii.astype(int)):
         if radius:
             steps = np.diff(lengths[table, : radius + 1])

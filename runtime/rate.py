@@ -53,7 +53,7 @@ class RateCurve:
         lengths = code_lengths(tables.frequencies, tables.radii, core.MAX_RADIUS + 2)
         self._bits = np.rint(256 * lengths).astype(np.int32)
         """1/256 bits of each magnitude under each table. A trellis' first quantiser stands for both."""
-        self._rounding = rounding_offsets(tables.frequencies, tables.radii)
+        self._rounding = rounding_offsets(lengths, tables.radii)
         self._every = max(1, -(-positions // SAMPLED_POSITIONS))
         self._samples: list[_Sample] = []
         self._estimates: dict[int, float] = {}

@@ -181,8 +181,8 @@ class LatentCodec(nn.Module):
         if self.training and not self.exact:
             level = optimised_rounding(scalar, its_scale) / (TRELLIS_STEP / 2)
         else:
-            level, ideal_bits = self._search(residual, scale, mask)
-            bits = bits if self.training else ideal_bits
+            level, coded_bits = self._search(residual, scale, mask)
+            bits = bits if coded_bits is None else coded_bits
         symbol = residual + (level / 2 - residual).detach()
         latent = mean + symbol * gain
         if not self.exact:
@@ -195,15 +195,18 @@ class LatentCodec(nn.Module):
         smooth = latent.clamp(-128, 127.25)  # the gradient's way
         return (smooth + (whole - smooth).detach()) / 128, (rounded - whole * fine).detach() / 128, bits
 
-    def _search(self, residual: Tensor, scale: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The levels, in half steps, that the encoder chooses for residuals (N, C, h, w), in steps, and their bits; 0
-        at positions that are not in `mask`."""
+    def _search(self, residual: Tensor, scale: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The levels, in half steps, that the encoder chooses for residuals (N, C, h, w), in steps, and, unless it
+        trains, their bits; 0 at positions that are not in `mask`."""
         table = torch.round(SCALE_STEPS_PER_OCTAVE * torch.log2(scale / SMALLEST_SCALE)).clamp(0, SCALE_TABLES - 1)
         orders = (value.detach().permute(0, 2, 3, 1).cpu().numpy() for value in (residual, table))
         residuals, tables = (np.ascontiguousarray(order, kind) for order, kind in zip(orders, "fB", strict=True))
         here = np.ones(residuals.shape[1:3], bool) if mask is None else mask.cpu().numpy() > 0
-        levels, bits = np.zeros_like(residuals), np.zeros_like(residuals)
-        lengths = code_lengths(self.entropy_tables.frequencies, self.entropy_tables.radii, core.MAX_SYMBOL + 1)
+        levels = np.zeros_like(residuals)
+        bits = lengths = None
+        if not self.training:
+            bits = np.zeros_like(residuals)
+            lengths = code_lengths(self.entropy_tables.frequencies, self.entropy_tables.radii, core.MAX_SYMBOL + 1)
         for image in range(len(residuals)):
             symbols, found, used = core.search(
                 self.entropy_tables,
@@ -214,11 +217,15 @@ class LatentCodec(nn.Module):
             )
             magnitude = np.abs(symbols)
             levels[image, here] = found.reshape(-1, levels.shape[3])
-            bits[image, here] = lengths[used, magnitude].reshape(-1, levels.shape[3])
+            if bits is not None and lengths is not None:
+                bits[image, here] = lengths[used, magnitude].reshape(-1, levels.shape[3])
             if self.symbol_counts is not None:
                 np.add.at(self.symbol_counts, (used, magnitude), 1)
-        both = (torch.from_numpy(order).permute(0, 3, 1, 2).to(residual) for order in (levels, bits))
-        return tuple(both)
+
+        def planes(order: np.ndarray) -> Tensor:
+            return torch.from_numpy(order).permute(0, 3, 1, 2).to(residual)
+
+        return planes(levels), None if bits is None else planes(bits)
 
     def quality_plane(self, quality: Tensor, like: Tensor) -> Tensor:
         """A plane (N, 1, h, w) holding the quality position, -127/128 at the coarsest to 127/128 at the finest."""
