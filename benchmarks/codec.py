@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..runtime.codec import Codec as Opened
 
 LINNET = "linnet"
-LINNET_QUALITIES = (5, 20, 40, 60, 80, 100)
+LINNET_QUALITIES = (1, 10, 20, 40, 60, 80, 100)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..calibration.certificate import certificate
 from ..calibration.entropy_tables import fitted_tables, laplacian_tables
 from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
+from ..calibration.qat import ExactConv2d
 from ..runtime import core
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
 from ..runtime.errors import InputError, UsageError
@@ -108,8 +109,26 @@ def load_bundle_into_codec(bundle: Bundle) -> LatentCodec:
     codec.entropy_tables = bundle.entropy_tables
     codec.gain_table = torch.from_numpy(bundle.gains.astype(np.float32)) * 2.0 ** -(GAIN_EXP + FINE_EXP)
     codec.mean_shift.copy_(torch.from_numpy(bundle.mean_shifts[: codec.latent_channels]))
+    scales = torch.from_numpy(bundle.hyper_parameters[codec.hyper_channels :].astype(np.float32))
+    with torch.no_grad():
+        codec.hyper_log_scale.copy_(scales / SCALE_STEPS_PER_OCTAVE + LOG2_SCALE_BIAS)
     codec.set_exact(True)
     return codec.eval()
+
+
+def trainable_codec(bundle: Bundle) -> LatentCodec:
+    """As `load_bundle_into_codec`, but to train on from: scales follow the weights again, and gains are learned (those
+    of the bundle, to a few thousandths of an octave)."""
+    codec = load_bundle_into_codec(bundle)
+    for layer in codec.modules():
+        if isinstance(layer, ExactConv2d):
+            if layer.copies > 1:
+                raise UsageError(f"bundle {bundle.name} has wide layers, which cannot be trained on")
+            layer.fixed_exponents = None
+            layer.set_weight(layer.weight.detach().clone())
+    codec.learn_gains(codec.gains(torch.linspace(0, 1, QUALITIES))[:, :, 0, 0])
+    codec.set_exact(False)
+    return codec.train()
 
 
 def quality_tables(codec: LatentCodec) -> tuple[np.ndarray, np.ndarray]:

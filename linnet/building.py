@@ -83,7 +83,7 @@ class _Blank:
 
 
 def asked_for(
-    bundle: Bundle, sizes: Iterable[tuple[int, int]], *, tile: int, levels: int, decoder: bool
+    bundle: Bundle, sizes: Iterable[tuple[int, int]], *, tile: int | None, levels: int, decoder: bool
 ) -> dict[str, dict[cutting.Place, list[int]]]:
     """What frames of `sizes` ask of each network: heights and widths, and the batch of each call."""
     observer = _Observer(bundle)

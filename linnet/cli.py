@@ -228,8 +228,8 @@ def _add_quality_option(container: Any) -> None:
 
 def _add_tile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tile", type=types.positive, default=defaults.TILE, metavar="N",
-        help=f"side of the square that can be decoded alone, in pixels, else {defaults.TILE}",
+        "--tile", type=types.positive, metavar="N",
+        help="side of the square that can be decoded alone, in pixels, else 512, or all of a frame up to a megapixel",
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 QUALITY = 60
 LOWEST_QUALITY, HIGHEST_QUALITY = 1, 100
-TILE = 512
 BACKEND = "auto"
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime", "reference")
 FRAME = (3840, 2160)

@@ -23,6 +23,7 @@ import linnet
 from . import defaults, files, images
 from .benchmarks.metrics import ms_ssim, psnr_rgb
 from .runtime.bitstream import Metadata
+from .runtime.tiles import usual_tile
 
 TIMED_RUNS = 5
 WINDOW_PIXELS = 192
@@ -117,7 +118,8 @@ def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
 def _window(width: int, height: int) -> tuple[int, int, int, int]:
     """A window over the seam of the first two tiles where there is one, else in the middle."""
     w, h = min(WINDOW_PIXELS, width), min(WINDOW_PIXELS, height)
-    seam = defaults.TILE if width > defaults.TILE else width // 2
+    tile = usual_tile(width, height)
+    seam = tile if width > tile else width // 2
     x = min(max(seam - w // 2, 0), width - w)
     return x, (height - h) // 2, w, h
 

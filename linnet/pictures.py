@@ -64,7 +64,7 @@ def encode(
     quality: int = defaults.QUALITY,
     size: int | None = None,
     favoured: Sequence[Favoured] = (),
-    tile: int = defaults.TILE,
+    tile: int | None = None,
     levels: int = 0,
     metadata: Metadata | None = None,
     digest: bool = False,

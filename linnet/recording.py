@@ -46,7 +46,7 @@ def record(
     quality: int = defaults.QUALITY,
     bitrate: float | None = None,
     fps: float | None = None,
-    tile: int = defaults.TILE,
+    tile: int | None = None,
     drop: str | None = None,
     queue: int = QUEUE,
     reconnect: float = RECONNECT_SECONDS,

@@ -22,10 +22,9 @@ from .reader import Reader
 from .rows import ArrayRows, FrameRows
 from .sealing import Protection, Sealer
 from .sources import ByteSource
-from .tiles import BLOCK, Rect, TileGrid, view
+from .tiles import BLOCK, TILE, Rect, TileGrid, usual_tile, view
 from .writer import PictureWriter
 
-DEFAULT_TILE = 512
 MAX_OUTPUT_PIXELS = 1 << 29
 """Pixels one decode call may return (512 megapixels, 1.5 GB), so that a forged header cannot take all memory."""
 
@@ -72,7 +71,7 @@ class Codec:
         quality: int = 60,
         size: int | None = None,
         favoured: Sequence[Favoured] = (),
-        tile: int = DEFAULT_TILE,
+        tile: int | None = None,
         levels: int = 0,
         metadata: Metadata | None = None,
         digest: bool = False,
@@ -95,7 +94,7 @@ class Codec:
         quality: int = 60,
         size: int | None = None,
         favoured: Sequence[Favoured] = (),
-        tile: int = DEFAULT_TILE,
+        tile: int | None = None,
         levels: int = 0,
         number: int = 0,
         timestamp: int = 0,
@@ -109,9 +108,10 @@ class Codec:
         quality 1..100, or with `size` the one that gives a picture file of about that many bytes (by a second entropy
         pass, in five bytes of memory per pixel). `favoured` are rectangles that are coded better, each with a number of
         steps of quality; negative ones are coded worse. `tile` is the side in pixels of the random-access unit, a
-        multiple of 64; `levels` how many times the overview pyramid halves the frame. `digest` decodes the frame here
-        and stores the SHA-256 of its pixels as the decode proof (costs one decode). `progress` is called with (tiles
-        done, tiles). Raises UsageError for arguments out of range.
+        multiple of 64 (None: `usual_tile`, or TILE with `size`, `favoured` or parts that are protected); `levels` how
+        many times the overview pyramid halves the frame. `digest` decodes the frame here and stores the SHA-256 of its
+        pixels as the decode proof (costs one decode). `progress` is called with (tiles done, tiles). Raises UsageError
+        for arguments out of range.
         """
         rows = ArrayRows(frame) if isinstance(frame, np.ndarray) else frame
         if not (isinstance(quality, int | np.integer) and 1 <= quality <= 100):
@@ -120,6 +120,10 @@ class Codec:
             raise UsageError(
                 "a digest would let others check their guesses at encrypted pixels: leave one of the two out"
             )
+        if tile is None:
+            # Tiles differ where parts of the frame are treated apart, or where together they are to have a size.
+            apart = favoured or size is not None or (protection is not None and protection.rectangles is not None)
+            tile = TILE if apart else usual_tile(rows.width, rows.height)
         record = FrameRecord(
             TileGrid(rows.width, rows.height, tile), level_qualities(int(quality) if size is None else 100, levels),
             bytes.fromhex(self.bundle.identity), number, timestamp,

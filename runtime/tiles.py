@@ -21,6 +21,9 @@ HYPER_BLOCK = 64
 MAX_SIDE = 1 << 20
 MAX_TILE = 4096
 MAX_TILES = 1 << 24
+TILE = 512
+"""Side of tiles where nothing else is said, in frames of more than SMALL_FRAME pixels."""
+SMALL_FRAME = 1 << 20
 
 
 class Rect(NamedTuple):
@@ -60,6 +63,16 @@ class Rect(NamedTuple):
         """The smallest rectangle around this one whose edges are multiples of `step`."""
         x, y = self.x // step * step, self.y // step * step
         return Rect(x, y, -(-self.right // step) * step - x, -(-self.bottom // step) * step - y)
+
+
+def usual_tile(width: int, height: int) -> int:
+    """The side of tiles where nothing is said: TILE, or what makes one tile of a frame of up to SMALL_FRAME pixels.
+
+    Each tile costs 56 bytes beside its symbols and knows nothing of its neighbours' symbols: of a picture of 768 x 512
+    pixels a second tile is 2 % at the lowest quality and 0.3 % at middle ones, and decoding it whole takes no longer.
+    """
+    side = -(-max(width, height, TILE) // HYPER_BLOCK) * HYPER_BLOCK
+    return side if width * height <= SMALL_FRAME and side <= MAX_TILE else TILE
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,18 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the export extra")
 pytest.importorskip("onnx", reason="export needs the export extra")
 
-from linnet.calibration.qat import ExactConv2d, saturate  # noqa: E402
-from linnet.export.bundling import export_codec, load_bundle_into_codec  # noqa: E402
+from linnet.calibration.qat import ExactConv2d, saturate, to_full_scale  # noqa: E402
+from linnet.export.bundling import export_codec, load_bundle_into_codec, trainable_codec  # noqa: E402
 from linnet.export.models.latent_codec import laplacian_bits  # noqa: E402
 from linnet.export.models.wavelet import FINEST_LOG2_GAIN, Micro, Wavelet  # noqa: E402
 from linnet.export.tracing import trace  # noqa: E402
+from linnet.runtime.bundle import Bundle, shipped  # noqa: E402
 from linnet.runtime.codec import Codec  # noqa: E402
 from linnet.runtime.network import Conv  # noqa: E402
 from linnet.runtime.reader import Reader  # noqa: E402
 from linnet.training import train as training  # noqa: E402
+
+TINY = Path(__file__).parent / "vectors" / "tiny.lntb"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,30 @@ def test_training_for_ms_ssim_keeps_the_filters(
     assert len(filters) > 40 and all(torch.equal(trained[name], given[name]) for name in filters)
     for name in ("synthesis.merge8.weight", "synthesis.out.weight"):
         assert not torch.equal(trained[name], given[name])
+
+
+@pytest.mark.slow
+def test_a_bundle_can_be_trained_on(
+    folder: Path, photograph: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open("micro")
+    stored, learned = load_bundle_into_codec(bundle), trainable_codec(bundle)
+    learned.set_exact(True)
+    learned.eval().entropy_tables = bundle.entropy_tables
+    images = to_full_scale(photograph[None, :256, :256]).expand(3, -1, -1, -1)
+    quality = torch.tensor([0.0, 37 / 99, 1.0])
+    with torch.no_grad():
+        (pixels, bits), (own_pixels, own_bits) = stored(images, quality), learned(images, quality)
+    torch.testing.assert_close(own_bits, bits, rtol=0.01, atol=0)
+    errors = [(decoded - images).square().flatten(1).mean(1) for decoded in (pixels, own_pixels)]
+    torch.testing.assert_close(errors[1], errors[0], rtol=0.02, atol=0)
+
+    monkeypatch.setattr(training, "COUNTED_CROPS", 2)
+    training.train(folder, tmp_path, steps=2, start=shipped()["micro"], only_exact=True, batch=1)
+    checkpoint = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (checkpoint["architecture"], checkpoint["steps"]) == ("wavelet-micro", 2)
+    with pytest.raises(SystemExit, match=r"--start: bundle tiny holds a codec of another kind"):
+        training.train(folder, tmp_path / "tiny", steps=2, start=TINY)
 
 
 def test_starts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -24,15 +24,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..calibration.qat import ExactConv2d, set_exact, to_full_scale
-from ..export.bundling import MODELS, count_symbols
+from ..export.bundling import MODELS, count_symbols, trainable_codec
 from ..export.models.latent_codec import LatentCodec
+from ..runtime.bundle import Bundle
+from ..runtime.errors import LinnetError
 from . import wavelets
 from .data import Photographs
 from .initialise import is_linear
 
-LAMBDA_RANGE = (0.0007, 0.09)
+LAMBDA_RANGE = (0.0002, 0.09)
 """Weight of the mean squared error (levels of 0..255) against bits per pixel at quality 1 and 100."""
-MS_SSIM_RANGE = (1.0, 110.0)
+MS_SSIM_RANGE = (0.28, 110.0)
 """The same for 1 - MS-SSIM, where that is the distortion: about the lambdas of the published MS-SSIM models."""
 ANCHORED = 0.1
 """Share of the squared error that stays in the loss then: MS-SSIM alone hardly sees colours and brightness drift."""
@@ -84,7 +86,7 @@ def distortion_weight(quality: Tensor, ends: tuple[float, float] = LAMBDA_RANGE)
 
 def loss_balance(quality: Tensor) -> Tensor:
     """By how much the loss of each quality counts, so that low and high rates weigh about the same."""
-    return (distortion_weight(quality) / math.sqrt(LAMBDA_RANGE[0] * LAMBDA_RANGE[1])) ** -0.4
+    return (distortion_weight(quality) / math.sqrt(LAMBDA_RANGE[0] * LAMBDA_RANGE[1])) ** -0.5
 
 
 def losses(
@@ -231,6 +233,17 @@ def take_transforms(codec: LatentCodec, weights: dict[str, Tensor]) -> None:
         own[name][..., : codec.gain_count] = weights[name][..., : codec.gain_count]
 
 
+def _stored(source: Path, device: torch.device) -> dict[str, Any]:
+    """What a checkpoint holds, or of a bundle its weights."""
+    if source.suffix != ".lntb":
+        return torch.load(source, weights_only=True, map_location=device)
+    try:
+        codec = trainable_codec(Bundle.open(source))
+    except LinnetError as error:
+        raise SystemExit(f"--start: {error}") from error
+    return {"architecture": codec.architecture, "average": codec.state_dict()}
+
+
 class Trainer:
     """One training run in OUT, alone or as one of `processes` workers that average their gradients.
 
@@ -261,7 +274,7 @@ class Trainer:
         self.photographs = Photographs(folder)
         self.device, self.batch = torch.device(device), batch
         source = self.checkpoint if self.checkpoint.exists() else start
-        state = None if source is None else torch.load(source, weights_only=True, map_location=self.device)
+        state = None if source is None else _stored(source, self.device)
         stored = None if state is None else state.get("architecture")
         architecture = model or stored or DEFAULT_MODEL
         if architecture not in MODELS:
@@ -466,7 +479,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--start", type=Path,
-        help="checkpoint whose weights a new run starts from; for another --model, whose transforms it then keeps",
+        help="checkpoint or bundle whose weights a new run starts from; for another --model, whose transforms it keeps",
     )  # fmt: skip
     parser.add_argument(
         "--keep-transforms", action="store_true",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ...runtime.backends.layers import LayerTime
 from ...runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
 from ...runtime.errors import MachineError, UsageError
-from ...runtime.tiles import TileGrid
+from ...runtime.tiles import TILE, TileGrid, usual_tile
 from .. import mosaic, peak_memory
 from . import ceiling, document, energy, layers
 from .pipeline import DIRECTIONS, Pass, Pipeline
@@ -29,14 +29,15 @@ LARGEST_PIXELS = 1 << 29
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure. `size` None: that of `image`; `frames` and `seconds` end the run, whichever comes first."""
+    """What to measure. `size` None: that of `image`; `tile` None: the usual one of such a frame; `frames` and `seconds`
+    end the run, whichever comes first."""
 
     bundle: str | None
     backend: str
     threads: int | None
     batch: int | None
     quality: int
-    tile: int
+    tile: int | None
     size: tuple[int, int] | None
     image: str | None
     frames: int | None
@@ -49,6 +50,7 @@ def measure(request: Request) -> dict[str, Any]:
     """The whole document. `partial` says in words where an interrupt (Ctrl-C or SIGTERM) ended it, else it is None."""
     pixels, source = frame(request)
     height, width = pixels.shape[:2]
+    request = replace(request, tile=request.tile or usual_tile(width, height))
     with tempfile.TemporaryDirectory(prefix="linnet-profile-") as folder:
         free, needed = shutil.disk_usage(folder).free, 3 * pixels.nbytes
         if free < needed:
@@ -80,7 +82,7 @@ def frame(request: Request) -> tuple[np.ndarray, str]:
         assert request.size is not None
         pictures, source = mosaic.stand_ins()
         width, height = request.size
-    TileGrid(width, height, request.tile)
+    TileGrid(width, height, request.tile or TILE)
     if width * height > LARGEST_PIXELS:
         raise UsageError(f"--size {width}x{height} is more than {LARGEST_PIXELS} pixels: profile a smaller frame")
     return mosaic.fill(pictures, width, height), source

@@ -140,6 +140,23 @@ class LatentCodec(nn.Module):
         """Learned gains (..., gain_count + hyper channels), log2, to one for each channel."""
         raise NotImplementedError
 
+    def _gather(self, gains: Tensor) -> Tensor:
+        """Undoes `_spread`."""
+        raise NotImplementedError
+
+    def learn_gains(self, table: Tensor) -> None:
+        """Set the learned gains to those of a bundle (qualities, latent + hyper channels), in latent units: where its
+        qualities lie between anchors, to what is nearest to them in octaves."""
+        wanted = self._gather(torch.log2(table.double() / TRELLIS_STEP))
+        position = torch.linspace(0, GAIN_ANCHORS - 1, len(table), dtype=torch.float64)
+        weight = (1 - (position[:, None] - torch.arange(GAIN_ANCHORS)).abs()).clamp_min(0)
+        anchors = torch.linalg.lstsq(weight, wanted).solution
+        stored = torch.cat([anchors[:-1] - anchors[1:], anchors[-1:]]).clamp_min(1e-3).expm1().log().float()
+        with torch.no_grad():
+            self.log_gain_steps.copy_(stored[:-1])
+            self.finest_log_gain.copy_(stored[-1])
+        self.gain_table = None
+
     def log_gains(self, quality: Tensor) -> Tensor:
         """log2 of the scalar quantiser's step in latent units, (N, latent + hyper channels), for quality positions (N,)
         in [0, 1].

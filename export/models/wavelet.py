@@ -403,6 +403,11 @@ class Wavelet(LatentCodec):
         bands, hyper = gains.split([BAND_COUNT, self.hyper_channels], -1)
         return torch.cat([bands[..., BAND_OF_CHANNEL] + FINEST_LOG2_GAIN, hyper], -1)
 
+    def _gather(self, gains: Tensor) -> Tensor:
+        latent, hyper = gains.split([LATENT_CHANNELS, self.hyper_channels], -1)
+        first_channels = [BAND_OF_CHANNEL.index(band) for band in range(BAND_COUNT)]
+        return torch.cat([latent[..., first_channels] - FINEST_LOG2_GAIN, hyper], -1)
+
 
 class Micro(Wavelet):
     """The codec for small cameras: the same transforms, with narrow networks to predict means and scales."""
