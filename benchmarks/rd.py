@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..argument_types import positive
-from ..runtime.errors import MachineError, UsageError
+from ..runtime.errors import UsageError
 from .codec import LINNET, LINNET_QUALITIES, Codec
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, codec: Codec | None = None) -> int:
     """Run the benchmark and return the exit status. `codec` replaces linnet as the codec under test."""
-    from . import anchors, host, image_sets, measure, peers, report, results_file
+    from . import anchors, host, image_sets, measure, peers, plot, report, results_file
 
     if arguments.peers == "list":
         print(_list_peers())
@@ -100,13 +99,9 @@ def run(arguments: argparse.Namespace, codec: Codec | None = None) -> int:
     if arguments.json:
         results_file.save(arguments.json, document, results, others)
     if arguments.plot:
-        with _wants_matplotlib(arguments.plot):
-            from . import plot
-
-            plot.draw(document, arguments.plot)
+        plot.draw(document, arguments.plot)
     if arguments.html:
-        with _wants_matplotlib(arguments.html):
-            _write_page(arguments, document, photographs, codecs)
+        _write_page(arguments, document, photographs, codecs)
     return 0
 
 
@@ -130,13 +125,13 @@ def _write_page(
 
 def _check(arguments: argparse.Namespace) -> None:
     """What can be refused before anything is opened or measured."""
+    from . import plot
+
     if not arguments.images:
         raise UsageError("no pictures given: name files, folders or NAME=FOLDER")
     if arguments.anchors and arguments.limit:
         raise UsageError("--anchors are averages over whole sets: leave out --limit")
-    for path in (arguments.json, arguments.plot, arguments.html):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise UsageError(f"{path}: the folder does not exist; create it first")
+    plot.check_outputs([arguments.plot, arguments.html], [arguments.json])
 
 
 def _codecs(arguments: argparse.Namespace, codec: Codec | None) -> tuple[dict[str, Codec], dict[str, str]]:
@@ -215,11 +210,3 @@ def _list_peers() -> str:
     codecs, absent = peers.available(peers.PEERS)
     lines = [f"{c.name:<20}{c.version:<50}{c.about}" for c in codecs.values()]
     return "\n".join(lines + [f"{name:<20}absent: {reason}" for name, reason in absent.items()])
-
-
-@contextmanager
-def _wants_matplotlib(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise MachineError(f"{path}: not drawn, matplotlib is missing; pip install 'linnet[bench]'") from error

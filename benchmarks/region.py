@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import defaults
 from ..argument_types import positive
-from ..runtime.errors import MachineError, UsageError
+from ..runtime.errors import UsageError
 from .codec import LINNET
 from .measure import CodecFailure
 from .region_frames import WINDOW, place, size
@@ -51,12 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the benchmark and return the exit status. Raises CodecFailure where a window of linnet is not its crop."""
-    from . import host
+    from . import host, plot
     from .single_thread import call
 
-    for path in (arguments.json, arguments.plot):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise UsageError(f"{path}: the folder does not exist; create it first")
+    plot.check_outputs([arguments.plot], [arguments.json])
     if arguments.bpp is not None and not arguments.bpp > 0:
         raise UsageError(f"--bpp {arguments.bpp:g}: use a positive number")
     place(*size(arguments.megapixels[0]), arguments.window)
@@ -84,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"\n{format_rates(document)}")
     print(f"\n{format_verdict(document)}")
     if arguments.plot:
-        _draw(document, arguments.plot)
+        draw(document, arguments.plot)
     wrong = [
         f"{row['placement']} at {row['megapixels']:g} megapixels"
         for row in document["summary"]
@@ -93,13 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
     if wrong:
         raise CodecFailure(f"linnet: the window differs from that crop of the full decode ({', '.join(wrong)})")
     return 0
-
-
-def _draw(document: dict[str, Any], path: Path) -> None:
-    try:
-        draw(document, path)
-    except ImportError as error:
-        raise MachineError(f"{path}: not drawn, matplotlib is missing; pip install 'linnet[bench]'") from error
 
 
 def _sizes(text: str) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import argparse
 
 from . import defaults
 
-FAVOURED_STEPS = 20
+FAVOURED_STEPS = 16
 """By which `--roi` is coded better, if it does not say."""
 
 

@@ -21,9 +21,9 @@ from .latents import GAIN_EXP, code_lengths, rounding_offsets
 
 SAMPLED_POSITIONS = 4096
 """Latent positions whose symbols are kept, spread over the frame in whole rows."""
-USUAL_RATE = {5: 0.12, 100: 1.73}
+USUAL_RATE = {15: 0.1, 90: 1.2}
 """Bits per pixel of photographs at two qualities, between which their logarithm is nearly linear: the first guess."""
-CONTEXT_LOSS = 0.0012, 50
+CONTEXT_LOSS = 0.0015, 60
 """Predictions are worse from coarser contexts: by this share of the rate per step of quality, below this quality."""
 LARGEST_CORRECTION = 4
 """Steps of quality by which a tile may differ from the others to meet the size."""

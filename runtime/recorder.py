@@ -42,18 +42,18 @@ RECENT = 32
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EROFS}
 """What a pipe or a device answers to fsync."""
 
-QUALITY_PER_DOUBLING = 27.0
+QUALITY_PER_DOUBLING = 20.0
 """Steps of quality that double the bytes of a frame, measured on photographs."""
 USUAL_QUALITY = 60
-USUAL_COMPLEXITY = math.log2(0.7 / 8) - USUAL_QUALITY / QUALITY_PER_DOUBLING
-"""Of a photograph with 0.7 bits per pixel at USUAL_QUALITY: what the first frame's quality is guessed from."""
+USUAL_COMPLEXITY = math.log2(0.55 / 8) - USUAL_QUALITY / QUALITY_PER_DOUBLING
+"""Of a photograph with 0.55 bits per pixel at USUAL_QUALITY: what the first frame's quality is guessed from."""
 RATE_HORIZON = 2.0
 """Seconds over which bytes spent beyond the rate, or saved, are given back."""
 SLOWEST_HORIZON = 8
 """The least number of frames in the horizon, so that a frame every few seconds does not swing around the rate."""
 LEARNING = 0.5
 """Weight of the newest frame in what is known of the scene. The loop is stable while this times QUALITY_PER_DOUBLING
-over the true steps per doubling stays below 2: down to 7 steps per doubling."""
+over the true steps per doubling stays below 2: down to 5 steps per doubling."""
 USUAL_FPS = 30.0
 
 

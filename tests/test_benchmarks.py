@@ -16,7 +16,7 @@ import pytest
 from linnet.benchmarks import host, metrics, mosaic, peers, rd, report, sheet, speed, timing
 from linnet.benchmarks.codec import Codec, linnet_codec
 from linnet.benchmarks.measure import Measurement
-from linnet.runtime.errors import InputError, LinnetError, UsageError
+from linnet.runtime.errors import InputError, LinnetError, MachineError, UsageError
 
 ANCHORS = Path(__file__).resolve().parents[2] / "shared" / "anchors"
 
@@ -257,6 +257,16 @@ def test_rd_measures_resumes_and_draws(
     monkeypatch.setattr("linnet.benchmarks.measure.measure", None)  # everything is there: nothing may be measured
     assert rd.run(rd_arguments(*words)) == 0
     assert "40 of 40 results are reused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--plot", "--html"])
+def test_rd_says_before_measuring_that_it_cannot_draw(
+    option: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("linnet.benchmarks.measure.measure", None)
+    with pytest.raises(MachineError, match=r"rd\.out: cannot be drawn, matplotlib is missing; pip install"):
+        rd.run(rd_arguments(folder, "--no-linnet", option, folder.parent / "rd.out"))
 
 
 def test_rd_draws_a_page_that_stands_alone(folder: Path) -> None:
