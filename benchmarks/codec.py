@@ -40,8 +40,8 @@ class Codec:
 class LinnetSession:
     """A single-threaded `linnet.Codec`, opened on first use and again in any process this is sent to."""
 
-    def __init__(self, bundle: str | None, backend: str) -> None:
-        self.bundle, self.backend = bundle, backend
+    def __init__(self, bundle: str | None, backend: str, tile: int | None = None) -> None:
+        self.bundle, self.backend, self.tile = bundle, backend, tile
         self._opened: Opened | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class LinnetSession:
         return self._opened
 
     def encode(self, picture: Picture, setting: float) -> bytes:
-        return self.open().encode(picture, quality=int(setting))
+        return self.open().encode(picture, quality=int(setting), tile=self.tile)
 
     def encode_to_size(self, picture: Picture, size: int) -> bytes:
         """About `size` bytes, or the smallest file there is where that is larger."""
@@ -70,12 +70,18 @@ class LinnetSession:
         return self.open().decode(data)
 
 
-def linnet_codec(bundle: str | None, backend: str, *, qualities: tuple[float, ...] = LINNET_QUALITIES) -> Codec:
-    """linnet as a codec under test; opens the bundle at once, so that a missing one is reported before any work."""
+def linnet_codec(
+    bundle: str | None, backend: str, *, qualities: tuple[float, ...] = LINNET_QUALITIES, tile: int | None = None
+) -> Codec:
+    """linnet as a codec under test; opens the bundle at once, so that a missing one is reported before any work.
+
+    Without `tile` tiles are what `linnet encode` chooses.
+    """
     import linnet
 
-    session = LinnetSession(bundle, backend)
+    session = LinnetSession(bundle, backend, tile)
     opened = session.open()
     version = f"linnet {linnet.__version__}, bundle {opened.bundle.identity[:16]}"
-    about = f"quality=q, backend {opened.backend.name}, 1 thread"
+    tiles = "" if tile is None else f", tiles of {tile}"
+    about = f"quality=q, backend {opened.backend.name}, 1 thread{tiles}"
     return Codec(LINNET, about, version, tuple(sorted(qualities)), session.encode, session.decode)

@@ -21,7 +21,7 @@ from .codec import LINNET, Codec
 from .measure import CodecFailure
 from .metrics import Picture
 from .peers import Reader
-from .region_frames import crop, place, surround
+from .region_frames import TILE, crop, place, surround
 from .speed import BITS_PER_PIXEL
 from .tile_rates import RATE_MEGAPIXELS, rate_frames, tile_rates
 
@@ -90,7 +90,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     small, wanted, settings = mosaic.sample(frame), request["bits_per_pixel"], {}
     readers, absent = peers.readers()
     if request["linnet"]:
-        codec = linnet_codec(request["bundle"], request["backend"])
+        codec = linnet_codec(request["bundle"], request["backend"], tile=TILE)
         readers.insert(0, _linnet(codec, request["bundle"], request["backend"]))
         settings[LINNET] = float(request["quality"])
         if wanted is None:

@@ -40,9 +40,9 @@ def test_halving_by_hand() -> None:
 
 def test_level_qualities() -> None:
     assert level_qualities(60, 0) == (60,) == level_qualities(60, 1)
-    assert level_qualities(60, 4) == (60, 0, 35, 40, 50)
-    assert level_qualities(22, 4) == (22, 0, 0, 2, 12)
-    assert level_qualities(10, 5) == (10,)
+    assert level_qualities(60, 4) == (60, 0, 40, 44, 52)
+    assert level_qualities(22, 4) == (22, 0, 2, 6, 14)
+    assert level_qualities(8, 5) == (8,)
     with pytest.raises(UsageError, match="levels is 17"):
         level_qualities(60, 17)
 
