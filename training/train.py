@@ -38,10 +38,10 @@ MS_SSIM_RANGE = (0.28, 110.0)
 """The same for 1 - MS-SSIM, where that is the distortion: about the lambdas of the published MS-SSIM models."""
 ANCHORED = 0.1
 """Share of the squared error that stays in the loss then: MS-SSIM alone hardly sees colours and brightness drift."""
-LEARNING_RATE = (3e-4, 1e-5)
-"""Adam's, at the start and at the end of the cosine: for the linear filters, biases, gains."""
-MUON_LEARNING_RATE = 4e-3
-"""Muon's at the start, for the networks' weights; follows the same cosine. 1e-2 is too much for small batches."""
+LEARNING_RATE = 3e-4
+"""Adam's at the start, for the linear filters, biases, gains; it falls along a cosine to a thirtieth."""
+MUON_FACTOR = 40 / 3
+"""Muon's learning rate, for the networks' weights, by Adam's: 4e-3 at the start. 1e-2 is too much for small batches."""
 GAIN_FACTOR = 4.0
 """Of Adam's learning rate for the gains, which are octaves and have far to go."""
 STRUCTURE_FACTOR = 0.5
@@ -167,7 +167,7 @@ class Optimizer:
         for group in self.adam.param_groups:
             group["lr"] = rate * group["factor"]
         self.adam.step()
-        rate *= MUON_LEARNING_RATE / LEARNING_RATE[0]
+        rate *= MUON_FACTOR
         with torch.no_grad():
             for (weight, rows), momentum in zip(self.matrices, self.momentum, strict=True):
                 if weight.grad is not None:
@@ -265,12 +265,13 @@ class Trainer:
         model: str | None = None,
         device: str = "cpu",
         batch: int | None = None,
+        learning_rate: float = LEARNING_RATE,
         worker: int = 0,
         processes: int = 1,
     ) -> None:
         self.checkpoint, self.seconds, self.most_steps = out / "last.pt", minutes * 60, steps
         self.structure, self.only_exact = structure, only_exact
-        self.worker, self.processes = worker, processes
+        self.worker, self.processes, self.learning_rate = worker, processes, learning_rate
         self.photographs = Photographs(folder)
         self.device, self.batch = torch.device(device), batch
         source = self.checkpoint if self.checkpoint.exists() else start
@@ -353,8 +354,8 @@ class Trainer:
             if self.kept == "transforms":
                 set_exact(model.analysis, True)
                 set_exact(model.synthesis, True)
-        high, low = LEARNING_RATE
-        rate = min(1.0, (self.steps + 1) / 500) * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * share)))
+        fallen = (1 + 29 * 0.5 * (1 + math.cos(math.pi * share))) / 30
+        rate = min(1.0, (self.steps + 1) / 500) * self.learning_rate * fallen
         if self.structure:
             rate *= STRUCTURE_FACTOR
         batch = self.batch or batch
@@ -423,6 +424,7 @@ def train(
     model: str | None = None,
     device: str = "cpu",
     batch: int | None = None,
+    learning_rate: float = LEARNING_RATE,
     processes: int = 1,
     threads: int = 1,
 ) -> None:
@@ -436,7 +438,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     settings = {
         "steps": steps, "start": start, "structure": structure, "keep_transforms": keep_transforms,
-        "only_exact": only_exact, "model": model, "device": device, "batch": batch,
+        "only_exact": only_exact, "model": model, "device": device, "batch": batch, "learning_rate": learning_rate,
     }  # fmt: skip
     if processes == 1:
         _work(0, folder, out, minutes, seed, settings, 1, threads)
@@ -500,11 +502,17 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu", help="cuda for a GPU (default cpu)")
     parser.add_argument("--batch", type=int, help="images per step, instead of the phases' own")
+    parser.add_argument(
+        "--learning-rate", type=float, default=LEARNING_RATE,
+        help=f"of Adam at the start, Muon's in proportion (default {LEARNING_RATE}); a tenth for weights that are done",
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, default=1, help="data-parallel workers")
     parser.add_argument("--threads", type=int, default=1, help="threads per worker; one beats two beside other work")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     structure = arguments.distortion == "ms-ssim"
+    if not arguments.learning_rate > 0:
+        parser.error(f"--learning-rate {arguments.learning_rate:g}: use a positive number")
     if arguments.keep_transforms and arguments.start is None and not (arguments.out / "last.pt").exists():
         parser.error("--keep-transforms needs --start, a checkpoint with the transforms to keep")
     if arguments.only_exact and arguments.start is None and not (arguments.out / "last.pt").exists():
@@ -515,7 +523,7 @@ def main() -> None:
         arguments.images, arguments.out, arguments.minutes, arguments.seed,
         steps=arguments.steps, start=arguments.start, structure=structure, keep_transforms=arguments.keep_transforms,
         only_exact=arguments.only_exact, model=arguments.model,
-        device=arguments.device, batch=arguments.batch,
+        device=arguments.device, batch=arguments.batch, learning_rate=arguments.learning_rate,
         processes=arguments.processes, threads=arguments.threads,
     )  # fmt: skip
 
