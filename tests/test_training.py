@@ -21,6 +21,7 @@ from linnet.runtime.codec import Codec  # noqa: E402
 from linnet.runtime.network import Conv  # noqa: E402
 from linnet.runtime.reader import Reader  # noqa: E402
 from linnet.training import train as training  # noqa: E402
+from linnet.training import tune_gains  # noqa: E402
 
 TINY = Path(__file__).parent / "vectors" / "tiny.lntb"
 
@@ -140,6 +141,39 @@ def test_a_bundle_can_be_trained_on(
     assert (checkpoint["architecture"], checkpoint["steps"]) == ("wavelet-micro", 2)
     with pytest.raises(SystemExit, match=r"--start: bundle tiny holds a codec of another kind"):
         training.train(folder, tmp_path / "tiny", steps=2, start=TINY)
+
+
+@pytest.mark.slow
+def test_gains_that_are_too_coarse_are_found_out(photograph: np.ndarray) -> None:
+    bundle = Bundle.open("micro")
+    codec = trainable_codec(bundle)
+    codec.set_exact(True)
+    codec.entropy_tables = bundle.entropy_tables
+    codec.gain_groups = ((0,),)
+    spoilt = codec.learned_gains().detach()
+    spoilt[:3, 0] += 1  # the lowpass of the three coarser anchors
+    codec.set_learned_gains(spoilt)
+    images = to_full_scale(np.stack([photograph[:128, :128], photograph[200:328, 200:328]]))
+    saved = tune_gains.tune(codec, images, rounds=1)
+    assert min(saved) >= 0 and min(saved[:3]) > 0.01
+    tuned = codec.learned_gains().detach()
+    assert (tuned[:3, 0] <= spoilt[:3, 0] - 0.2).all()
+    torch.testing.assert_close(tuned[:, 1 : codec.gain_count], spoilt[:, 1 : codec.gain_count], rtol=0, atol=0.01)
+
+
+@pytest.mark.slow
+def test_tuned_gains_go_into_a_checkpoint(
+    folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COUNTED_CROPS": 2, "CROPS": 1, "CROP": 64}.items():
+        monkeypatch.setattr(tune_gains, name, value)
+    out = tmp_path / "tuned.pt"
+    monkeypatch.setattr("sys.argv", ["tune_gains", str(folder), str(start), str(out), "--rounds", "1"])
+    tune_gains.main()
+    given, tuned = (torch.load(path, weights_only=True) for path in (start, out))
+    assert tuned["architecture"] == given["architecture"] and tuned["symbol_counts"].sum() > 1000
+    changed = {name for name, value in tuned["average"].items() if not torch.equal(value, given["average"][name])}
+    assert changed and changed <= {"finest_log_gain", "log_gain_steps"}
 
 
 def test_starts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ a scalar quantiser of about the same error and rate stands for that.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -103,6 +104,8 @@ class LatentCodec(nn.Module):
     latent_channels: int
     gain_count: int
     """Gains of the latent that are learned; `_spread` gives each channel its own."""
+    gain_groups: Sequence[Sequence[int]]
+    """Those that `training.tune_gains` moves together."""
     hyper_channels = HYPER_CHANNELS
 
     analysis: nn.Module
@@ -150,11 +153,7 @@ class LatentCodec(nn.Module):
         wanted = self._gather(torch.log2(table.double() / TRELLIS_STEP))
         position = torch.linspace(0, GAIN_ANCHORS - 1, len(table), dtype=torch.float64)
         weight = (1 - (position[:, None] - torch.arange(GAIN_ANCHORS)).abs()).clamp_min(0)
-        anchors = torch.linalg.lstsq(weight, wanted).solution
-        stored = torch.cat([anchors[:-1] - anchors[1:], anchors[-1:]]).clamp_min(1e-3).expm1().log().float()
-        with torch.no_grad():
-            self.log_gain_steps.copy_(stored[:-1])
-            self.finest_log_gain.copy_(stored[-1])
+        self.set_learned_gains(torch.linalg.lstsq(weight, wanted).solution)
         self.gain_table = None
 
     def log_gains(self, quality: Tensor) -> Tensor:
@@ -163,12 +162,24 @@ class LatentCodec(nn.Module):
 
         Never below the least that `_spread` allows and never rising with quality, by construction.
         """
-        steps = F.softplus(self.log_gain_steps).flip(0).cumsum(0).flip(0)
-        anchors = self._spread(F.softplus(self.finest_log_gain) + torch.cat([steps, torch.zeros_like(steps[:1])]))
+        anchors = self._spread(self.learned_gains())
         position = quality.clamp(0, 1) * (GAIN_ANCHORS - 1)
         left = position.floor().clamp(max=GAIN_ANCHORS - 2).long()
         fraction = (position - left).unsqueeze(1)
         return anchors[left] * (1 - fraction) + anchors[left + 1] * fraction
+
+    def learned_gains(self) -> Tensor:
+        """(GAIN_ANCHORS, gain_count + hyper channels), log2, before `_spread`."""
+        steps = F.softplus(self.log_gain_steps).flip(0).cumsum(0).flip(0)
+        return F.softplus(self.finest_log_gain) + torch.cat([steps, torch.zeros_like(steps[:1])])
+
+    def set_learned_gains(self, anchors: Tensor) -> None:
+        """The parameters with which `learned_gains` gives `anchors`, or what is next to them and does not rise."""
+        falls = torch.cat([anchors[:-1] - anchors[1:], anchors[-1:]]).clamp_min(1e-3)
+        stored = falls.expm1().log().to(self.finest_log_gain)
+        with torch.no_grad():
+            self.log_gain_steps.copy_(stored[:-1])
+            self.finest_log_gain.copy_(stored[-1])
 
     def gains(self, quality: Tensor) -> Tensor:
         """Steps of the trellis in latent units, (N, latent + hyper channels, 1, 1); when exact, on the runtime's grid

@@ -95,6 +95,15 @@ BAND_OF_CHANNEL = list(range(COARSE)) + [
 ]
 """The band of each channel; the channels of a band share their gains."""
 BAND_COUNT = max(BAND_OF_CHANNEL) + 1
+_DETAIL_GROUPS = [
+    [COLOURS + BANDS * level + 3 * detail + colour for detail in details for colour in colours]
+    for level in range(4)
+    for colours in ((0,), (1, 2))
+    for details in ((0, 1), (2,))
+]
+GAIN_GROUPS = ((0,), (1, 2), *_DETAIL_GROUPS)
+"""Bands whose gains go together: of the lowpass and of each level, from 4 on, brightness and colours, and of each of
+these the diagonal details and the others."""
 
 
 @dataclass(frozen=True)
@@ -384,6 +393,7 @@ class Wavelet(LatentCodec):
     steps = CODING_STEPS
     latent_channels = LATENT_CHANNELS
     gain_count = BAND_COUNT
+    gain_groups = GAIN_GROUPS
     widths = Widths()
 
     def __init__(self) -> None:
