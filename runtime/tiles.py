@@ -69,7 +69,7 @@ def usual_tile(width: int, height: int) -> int:
     """The side of tiles where nothing is said: TILE, or what makes one tile of a frame of up to SMALL_FRAME pixels.
 
     Each tile costs 56 bytes beside its symbols and knows nothing of its neighbours' symbols: of a picture of 768 x 512
-    pixels a second tile is 1.9 % at the lowest quality and 0.2 % at 60, and decoding it whole takes no longer.
+    pixels a second tile is 1.9 % at the lowest quality and 0.2 % at 60.
     """
     side = -(-max(width, height, TILE) // HYPER_BLOCK) * HYPER_BLOCK
     return side if width * height <= SMALL_FRAME and side <= MAX_TILE else TILE
