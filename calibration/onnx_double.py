@@ -6,10 +6,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ..runtime.network import Add, Concat, Conv, DepthToSpace, EdgePad, Join, Network, Select, SpaceToDepth
-from .onnx_graph import TO_NCHW, TO_NHWC, Graph, depth_mode, space_to_depth_nhwc, window_rows
-
-ZERO_POINT = 128
-"""Of the uint8 tensors that it takes and gives."""
+from .onnx_graph import TO_NCHW, TO_NHWC, ZERO_POINT, Graph, depth_mode, space_to_depth_nhwc, window_rows
 
 
 def double_form(network: Network) -> bytes:

@@ -33,11 +33,12 @@ from ..runtime.network import (
     Select,
     SpaceToDepth,
 )
-from .onnx_double import ZERO_POINT, double_form
+from .onnx_double import double_form
 from .onnx_graph import (
     END,
     TO_NCHW,
     TO_NHWC,
+    ZERO_POINT,
     Graph,
     conv_geometry,
     depth_mode,

@@ -11,6 +11,8 @@ from ..runtime.network import Conv, DepthToSpace, Network, SpaceToDepth
 OPSET = 17
 IR_VERSION = 8
 """What ONNX Runtime 1.14 and TensorRT 10.3 both read."""
+ZERO_POINT = 128
+"""Of the uint8 tensors that the forms for ONNX Runtime take and give."""
 TO_NCHW, TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
 END = np.iinfo(np.int64).max
 

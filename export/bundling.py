@@ -126,7 +126,7 @@ def trainable_codec(bundle: Bundle) -> LatentCodec:
                 raise UsageError(f"bundle {bundle.name} has wide layers, which cannot be trained on")
             layer.fixed_exponents = None
             layer.set_weight(layer.weight.detach().clone())
-    codec.learn_gains(codec.gains(torch.linspace(0, 1, QUALITIES))[:, :, 0, 0])
+    codec.learn_gains()
     codec.set_exact(False)
     return codec.train()
 

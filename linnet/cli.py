@@ -236,7 +236,7 @@ def _add_tile_option(parser: argparse.ArgumentParser) -> None:
 def _add_levels_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--levels", type=types.count, default=0, metavar="N",
-        help="store overviews down to 1/2^N of the size, below a tenth of the file in all; else none",
+        help="store overviews down to 1/2^N of the size, about a tenth of the file in all; else none",
     )  # fmt: skip
 
 

@@ -89,30 +89,35 @@ def loss_balance(quality: Tensor) -> Tensor:
     return (distortion_weight(quality) / math.sqrt(LAMBDA_RANGE[0] * LAMBDA_RANGE[1])) ** -0.5
 
 
+def distortion(decoded: Tensor, images: Tensor, structure: bool = False) -> Tensor:
+    """(N,): of images in full-scale units the mean squared error in levels, or with `structure` 1 - MS-SSIM (Wang et
+    al., 2003), for which they have more than 160 pixels a side."""
+    if structure:
+        return 1 - ms_ssim(decoded + 1, images + 1, data_range=255 / 128, size_average=False)
+    return (decoded - images).mul(128).square().flatten(1).mean(1)
+
+
+def decibels(error: Tensor, structure: bool = False) -> Tensor:
+    """A `distortion` as PSNR, or with `structure` as -10 log10(1 - MS-SSIM)."""
+    return 10 * torch.log10((1.0 if structure else 255**2) / error)
+
+
 def losses(
     codec: LatentCodec, images: Tensor, quality: Tensor, structure: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, bits per pixel (N,), distortion (N,)) of `images`; low and high rates weigh about the same.
-
-    The distortion is the mean squared error in levels, or with `structure` 1 - MS-SSIM (Wang et al., 2003), for which
-    the images have more than 160 pixels a side.
-    """
+    """(loss, bits per pixel (N,), `distortion` (N,)) of `images`; low and high rates weigh about the same."""
     decoded, bits_per_pixel = codec(images, quality)
-    error = (decoded - images).mul(128).square().flatten(1).mean(1)
+    error = distortion(decoded, images)
     weight, balance = distortion_weight(quality), loss_balance(quality)
     weighted = weight * error
     if structure:
-        error = 1 - ms_ssim(decoded + 1, images + 1, data_range=255 / 128, size_average=False)
+        error = distortion(decoded, images, structure)
         weighted = distortion_weight(quality, MS_SSIM_RANGE) * error + ANCHORED * weighted
     return (balance * (bits_per_pixel + weighted)).mean(), bits_per_pixel, error
 
 
 def validate(codec: LatentCodec, images: list[np.ndarray], structure: bool = False) -> list[tuple[float, float]]:
-    """(bits per pixel, quality in dB) at each validation quality over 256x256 centre crops of `images`.
-
-    Decibels of PSNR, or with `structure` of MS-SSIM: -10 log10(1 - MS-SSIM).
-    """
-    peak = 1.0 if structure else 255**2
+    """(bits per pixel, `decibels`) at each validation quality over 256x256 centre crops of `images`."""
     codec.eval()
     crops = to_full_scale(np.stack([_centre(image, 256) for image in images]), codec.device)
     points = []
@@ -120,7 +125,7 @@ def validate(codec: LatentCodec, images: list[np.ndarray], structure: bool = Fal
         for quality in VALIDATION_QUALITIES:
             position = torch.full((len(crops),), quality, device=codec.device)
             _, rate, error = losses(codec, crops, position, structure)
-            points.append((rate.mean().item(), (10 * torch.log10(peak / error)).mean().item()))
+            points.append((rate.mean().item(), decibels(error, structure).mean().item()))
     codec.train()
     return points
 

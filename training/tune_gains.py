@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_msssim import ms_ssim
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from ..export.bundling import count_symbols, load_codec
 from ..export.models.latent_codec import GAIN_ANCHORS, LatentCodec
 from ..runtime import core
 from .data import Photographs
-from .train import COUNTED_CROPS
+from .train import COUNTED_CROPS, decibels, distortion
 
 CROPS, CROP, BATCH = 36, 256, 6
 FIRST_STEP, LAST_STEP = 0.25, 0.08
@@ -68,7 +67,7 @@ def tune(
                 decoded, bits = codec.code(latent, quality)
                 pixels = codec.reconstruct(decoded, quality)
                 rate += sum(step.sum().item() for step in bits)
-                db += _decibels(pixels, part, structure).sum().item()
+                db += decibels(distortion(pixels, part, structure), structure).sum().item()
             return rate, db / len(images)
 
         slope = _Slope([point(anchor) for anchor in range(GAIN_ANCHORS)])
@@ -92,14 +91,6 @@ def tune(
             saved.append(float(-np.expm1(best)))
         codec.set_learned_gains(gains)
     return saved
-
-
-def _decibels(pixels: Tensor, original: Tensor, structure: bool) -> Tensor:
-    if structure:
-        error = 1 - ms_ssim(pixels + 1, original + 1, data_range=255 / 128, size_average=False)
-    else:
-        error = ((pixels - original) * 128 / 255).square().flatten(1).mean(1)
-    return -10 * torch.log10(error)
 
 
 def main() -> None:

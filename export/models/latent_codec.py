@@ -147,9 +147,11 @@ class LatentCodec(nn.Module):
         """Undoes `_spread`."""
         raise NotImplementedError
 
-    def learn_gains(self, table: Tensor) -> None:
-        """Set the learned gains to those of a bundle (qualities, latent + hyper channels), in latent units: where its
-        qualities lie between anchors, to what is nearest to them in octaves."""
+    def learn_gains(self) -> None:
+        """Turn the gains of a bundle into learned ones: between anchors, what is nearest to them in octaves."""
+        table = self.gain_table
+        if table is None:
+            return
         wanted = self._gather(torch.log2(table.double() / TRELLIS_STEP))
         position = torch.linspace(0, GAIN_ANCHORS - 1, len(table), dtype=torch.float64)
         weight = (1 - (position[:, None] - torch.arange(GAIN_ANCHORS)).abs()).clamp_min(0)
