@@ -18,7 +18,10 @@ FOLDERS = {
 # -ffp-contract=off: a fused multiply-add would let the encoder round differently from machine to machine.
 NATIVE = Extension(
     "linnet.runtime._native",
-    sources=[f"runtime/native/{name}.cc" for name in ("crc32c", "entropy", "errors", "latents", "pixels", "search")],
+    sources=[
+        f"runtime/native/{name}.cc"
+        for name in ("crc32c", "entropy", "errors", "filters", "latents", "pixels", "search")
+    ],
     depends=[f"runtime/native/{name}.h" for name in ("kernels", "linnet", "tables")],
     language="c++",
     extra_compile_args=[

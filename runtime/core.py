@@ -34,6 +34,9 @@ STATE_BYTES = 16
 PLANES = 12
 """Channels of the network planes: three colours of a 2 x 2 block."""
 MAX_COORDINATE = 1 << 40
+MAX_PLANES = 1 << 30
+MAX_TARGETS = 1024
+"""Of the linear filters: numbers in `Planes` or a target, and block * outputs of `filter_rows`."""
 MIRRORED = 16
 """Pixels outside an image that mirror those inside."""
 
@@ -51,6 +54,25 @@ class _StepStruct(ctypes.Structure):
 
 class _DecoderStruct(ctypes.Structure):
     _fields_ = (("state", c_uint32 * 4), ("lane", c_uint32), ("error", c_int32), ("next", c_void_p), ("end", c_void_p))
+
+
+class _PlanesStruct(ctypes.Structure):
+    _fields_ = (("data", c_void_p), *((name, c_uint32) for name in ("height", "width", "channels", "border")))
+
+
+class _FilterStruct(ctypes.Structure):
+    _fields_ = (
+        *((name, c_uint32) for name in ("inputs", "outputs", "size", "bits")),
+        *((name, c_void_p) for name in ("weight", "bias", "shift")),
+    )
+
+
+class _TargetStruct(ctypes.Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        *((name, c_uint32) for name in ("height", "width", "channels", "border", "block")),
+        ("channel", c_void_p),
+    )
 
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -75,6 +97,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (c_void_p, c_uint32, c_uint32, c_size_t, c_int64, c_int64, c_uint32, c_uint32, c_void_p),
     ),
     "linnet_planes_to_pixels": (c_int, (c_void_p, *[c_uint32] * 6, c_void_p, c_size_t)),
+    "linnet_planes_fill": (c_int, (POINTER(_PlanesStruct), c_void_p)),
+    "linnet_filter_rows": (
+        c_int,
+        (POINTER(_FilterStruct), POINTER(_PlanesStruct), c_uint32, c_uint32, POINTER(_TargetStruct)),
+    ),
 }
 
 
@@ -468,3 +495,57 @@ def planes_to_pixels(planes: np.ndarray, crop: Sequence[int], out: np.ndarray | 
     )
     _check(error, "planes to pixels")
     return out
+
+
+class Planes:
+    """Channels of 16-bit numbers with `border` zeros around them, laid out for `filter_rows`."""
+
+    def __init__(self, height: int, width: int, channels: int, border: int) -> None:
+        self.height, self.width, self.channels, self.border = height, width, channels, border
+        # Two channels lie side by side.
+        self._data = np.zeros((-(-channels // 2), height + 2 * border, width + 2 * border, 2), np.int16)
+        self._struct = _PlanesStruct(self._data.ctypes.data, height, width, channels, border)
+
+    def fill(self, values: np.ndarray) -> None:
+        """With `values` (height, width, channels) int8."""
+        pointer = _pointer(values, "values", np.int8, (self.height, self.width, self.channels))
+        _check(_native.linnet_planes_fill(self._struct, pointer), "filling planes")
+
+
+class Filter:
+    """A convolution with zero padding: weight (O, I, k, k) int16 with odd k, bias (O,) int32, shift (O,) uint8.
+
+    Results are (bias + sum) / 2**shift: integers of `bits` bits, rounded half up and saturated (shifts 2..31), or
+    float32 where `bits` is 0.
+    """
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray, shift: np.ndarray, bits: int) -> None:
+        outputs, inputs, size, _ = weight.shape
+        self.outputs, self.bits = outputs, bits
+        whole = np.zeros((-(-outputs // 3) * 3, -(-inputs // 2) * 2, size, size), np.int16)
+        whole[:outputs, :inputs] = weight
+        groups = whole.reshape(-1, 3, whole.shape[1] // 2, 2, size, size).transpose(0, 2, 4, 5, 1, 3)
+        self._arrays = np.ascontiguousarray(groups), np.array(bias, np.int32), np.array(shift, np.uint8)
+        self._struct = _FilterStruct(inputs, outputs, size, bits, *(array.ctypes.data for array in self._arrays))
+
+
+def filter_rows(
+    operation: Filter, source: Planes, target: Planes | np.ndarray, places: np.ndarray, first: int, last: int
+) -> None:
+    """Compute the rows [first, last) of the convolution of `source`, whose border is at least half the kernel.
+
+    What comes out at (y, x) goes to position (y // block, x // block) of `target`, as the channel that `places` (block,
+    block, O) int32 has at [y % block, x % block], or nowhere where that is -1. `target` holds integers in planes, or is
+    float32 (height, width, channels).
+    """
+    block = len(places)
+    channels = _pointer(places, "places", np.int32, (block, block, operation.outputs))
+    if isinstance(target, Planes):
+        shape, data = (target.height, target.width, target.channels, target.border), target._data.ctypes.data
+    else:
+        shape = (*target.shape, 0)
+        data = _pointer(target, "target", np.float32, target.shape, writable=True)
+    if len(shape) != 4 or isinstance(target, Planes) != (operation.bits > 0):
+        raise ValueError("integers go to planes, float32 to an array (height, width, channels)")
+    struct = _TargetStruct(data, *shape, block, channels)
+    _check(_native.linnet_filter_rows(operation._struct, source._struct, first, last, struct), "filtering")

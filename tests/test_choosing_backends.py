@@ -12,6 +12,7 @@ import pytest
 from linnet import defaults
 from linnet.runtime import backends
 from linnet.runtime.backends import onnxruntime as provided
+from linnet.runtime.backends.filters import FilterBackend
 from linnet.runtime.backends.reference import ReferenceBackend, run_network
 from linnet.runtime.bundle import Bundle
 from linnet.runtime.errors import Absent, MachineError, UsageError
@@ -114,14 +115,24 @@ def _kernels_used(backend: backends.Backend, bundle: Bundle) -> dict[str, str]:
 def test_kernels_that_saturate_give_way_network_by_network(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on x86 without VNNI: of one network the integer graph is wrong here, of another it does not even load."""
     graphs = bundle.graphs("onnxruntime")
-    broken = {**graphs, "context_1": graphs["context_2"].replace(b"context_2", b"context_1"), "analysis": b"not ONNX"}
+    broken = {
+        **graphs,
+        "context_1": graphs["context_2"].replace(b"context_2", b"context_1"),
+        "hyper_analysis": b"not ONNX",
+    }
     monkeypatch.setattr(bundle, "graphs", lambda form: broken if form == "onnxruntime" else Bundle.graphs(bundle, form))
     backend = backends.select("onnxruntime", bundle)
-    others = dict.fromkeys(bundle.networks, "integer")
-    assert _kernels_used(backend, bundle) == {**others, "context_1": "float", "analysis": "float"}
-    for network in ("context_1", "analysis"):
+    others = {**dict.fromkeys(bundle.networks, "integer"), "analysis": "filters"}
+    assert _kernels_used(backend, bundle) == {**others, "context_1": "float", "hyper_analysis": "float"}
+    for network in ("context_1", "hyper_analysis"):
         inputs, expected = bundle.known_answer(network)
         np.testing.assert_array_equal(backend.run(network, inputs)[0], expected[0])
+
+
+def test_filters_that_are_wrong_give_way(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FilterBackend, "run", lambda self, network, inputs: [np.zeros((1, 2, 2, 768), np.float32)])
+    backend = backends.select("onnxruntime", bundle)
+    assert _kernels_used(backend, bundle)["analysis"] == "integer"
 
 
 def test_refusal_names_backend_network_and_remedy(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -761,6 +761,7 @@ def test_error_numbers_and_limits_are_pinned():
         "MAX_TABLES": core.MAX_TABLES, "MAX_RADIUS": core.MAX_RADIUS, "MAX_BIT_WORTH": core.MAX_BIT_WORTH,
         "FREQUENCY_BITS": 14,
         "MIN_SYMBOL": core.MIN_SYMBOL, "MAX_SYMBOL": core.MAX_SYMBOL,
+        "MAX_PLANES": core.MAX_PLANES, "MAX_TARGETS": core.MAX_TARGETS,
     }  # fmt: skip
 
 

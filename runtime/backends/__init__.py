@@ -68,6 +68,8 @@ class _Tested:
     def _first_exact(self, network: str) -> Backend:
         failures = []
         for candidate in self._candidates:
+            if not getattr(candidate, "runs", lambda _: True)(network):
+                continue
             try:
                 check_known_answer(candidate, self._bundle, network)
                 return candidate
@@ -175,6 +177,7 @@ def _next_after_tensorrt(bundle: Bundle, threads: int | None) -> Backend:
 
 def _onnxruntime(name: str, bundle: Bundle, threads: int | None) -> Backend:
     """On the CPU, network by network the fastest kernels that are exact here; the smallest network is tried at once."""
+    from .filters import FilterBackend
     from .onnxruntime import KERNELS, PROVIDERS, OnnxRuntimeBackend
 
     qdq = bundle.graphs("qdq")
@@ -183,7 +186,8 @@ def _onnxruntime(name: str, bundle: Bundle, threads: int | None) -> Backend:
         candidates = [OnnxRuntimeBackend(qdq, threads, name=name)]
     else:
         graphs = bundle.graphs("onnxruntime")
-        candidates = [
+        candidates = [FilterBackend(bundle.networks, threads)]
+        candidates += [
             OnnxRuntimeBackend(qdq if kernels == "float" else graphs, threads, kernels=kernels) for kernels in KERNELS
         ]
     backend = _Tested(candidates, bundle)

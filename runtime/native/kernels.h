@@ -23,6 +23,21 @@ using PlanesToBlocks = void (*)(const int8_t *planes, size_t blocks, uint8_t *to
 void planes_to_blocks_plain(const int8_t *planes, size_t blocks, uint8_t *top, uint8_t *bottom);
 PlanesToBlocks best_planes_to_blocks();
 
+// What the channels [3g, 3g + 3) of a convolution are made of: `pairs` planes of two channels each, `plane` and `row`
+// positions apart, under weights (pairs, size, size, 3, 2).
+struct FilterPart {
+    const int16_t *weight;
+    uint32_t pairs, size;
+    size_t plane, row;
+};
+constexpr uint32_t kFilterOutputs = 3, kFilterStrip = 24;
+
+// `sums` (3, 24) of the `count` <= 24 neighbouring positions whose kernels begin at `source`; sums wrap around, and the
+// others are unspecified.
+using FilterStrip = void (*)(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums);
+void filter_strip_plain(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums);
+FilterStrip best_filter_strip();
+
 // The state that follows state s once a symbol of parity p is coded. Four states at each end of one symbol, so that the
 // paths through both parities of both quantisers stay apart for as long as can be.
 constexpr uint8_t kNextState[8][2] = {{0, 2}, {5, 7}, {1, 3}, {6, 4}, {2, 0}, {4, 6}, {3, 1}, {7, 5}};

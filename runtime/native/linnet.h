@@ -190,6 +190,45 @@ LINNET_API int linnet_planes_to_pixels(const int8_t *planes, uint32_t planes_w, 
                                        uint32_t crop_y, uint32_t crop_w, uint32_t crop_h, uint8_t *rgb,
                                        size_t row_stride);
 
+/* ---- Linear filters: convolutions of few channels in the format "fp32-exact" (docs/integers.md) ----
+ *
+ * Planes of 16-bit numbers, two channels side by side, with zeros around them. Channel c of position (y, x) is
+ *
+ *     data[((c / 2 * (height + 2 * border) + border + y) * (width + 2 * border) + border + x) * 2 + c % 2]      */
+typedef struct linnet_planes {
+    int16_t *data; /* linnet_planes_count() of them */
+    uint32_t height, width, channels, border;
+} linnet_planes;
+
+#define LINNET_MAX_TARGETS 1024
+#define LINNET_MAX_PLANES 1073741824 /* numbers of planes, or of a target */
+
+/* (height, width, channels) int8 into planes whose border, and last channel if their number is odd, the caller has
+ * filled with zeros. */
+LINNET_API int linnet_planes_fill(const linnet_planes *planes, const int8_t *values);
+
+typedef struct linnet_filter {
+    uint32_t inputs, outputs, size; /* channels, and the kernel's side: odd */
+    uint32_t bits;                  /* of the results, 2..16; or 0, and they are float32 */
+    const int16_t *weight;          /* (outputs / 3, inputs / 2, size, size, 3, 2), both rounded up, with zeros */
+    const int32_t *bias;            /* outputs */
+    const uint8_t *shift;           /* outputs: sums count 2^-shift; 2..31 where results are integers, else 0..63 */
+} linnet_filter;
+
+/* Where results go: the one at (y, x) to the position (y / block, x / block), as channel[y % block][x % block][output],
+ * or nowhere where that is -1. Integers go to planes, float32 to an array (height, width, channels), with `border` 0. */
+typedef struct linnet_target {
+    void *data;
+    uint32_t height, width, channels, border, block;
+    const int32_t *channel; /* (block, block, outputs), block * outputs at most LINNET_MAX_TARGETS */
+} linnet_target;
+
+/* The convolution of `source`, whose size is that of the target times `block`, at its rows [first, last). Integers are
+ * (bias + sum) / 2^shift, halves round up, and what `bits` cannot hold saturates. Sums wrap around at 32 bits. The border
+ * is at least size / 2. Threads may compute different rows at the same time. */
+LINNET_API int linnet_filter_rows(const linnet_filter *filter, const linnet_planes *source, uint32_t first,
+                                  uint32_t last, const linnet_target *target);
+
 #ifdef __cplusplus
 }
 #endif

@@ -457,6 +457,146 @@ void try_blocks()
     CHECK(!std::memcmp(top.get(), top2.get(), 6 * blocks) && !std::memcmp(bottom.get(), bottom2.get(), 6 * blocks));
 }
 
+void try_strips()
+{
+    linnet::FilterPart part = {};
+    part.pairs = uint32_t(between(1, 3));
+    part.size = uint32_t(2 * between(0, 2) + 1);
+    const uint32_t count = between(0, 1) ? linnet::kFilterStrip : uint32_t(between(1, linnet::kFilterStrip));
+    part.row = count + part.size - 1 + size_t(between(0, 3));
+    part.plane = part.row * part.size + size_t(between(0, 3));
+    Buffer<int16_t> weight(6 * part.pairs * part.size * part.size);
+    Buffer<int16_t> source(2 * ((part.pairs - 1) * part.plane + (part.size - 1) * part.row + count + part.size - 1));
+    if (!between(0, 3)) {  // the largest sum of two products
+        std::fill_n(weight.get(), weight.size, INT16_MIN);
+        std::fill_n(source.get(), source.size, INT16_MIN);
+    }
+    part.weight = weight.get();
+    int32_t sums[3 * linnet::kFilterStrip], sums2[3 * linnet::kFilterStrip];
+    linnet::filter_strip_plain(part, source.get(), count, sums);
+    linnet::best_filter_strip()(part, source.get(), count, sums2);
+    for (uint32_t o = 0; o < 3; o++)
+        CHECK(!std::memcmp(sums + o * linnet::kFilterStrip, sums2 + o * linnet::kFilterStrip, count * sizeof *sums));
+}
+
+// One result, by the definition.
+int64_t filtered(const linnet_filter &filter, const linnet_planes &source, uint32_t y, uint32_t x, uint32_t output)
+{
+    const uint32_t pairs = (filter.inputs + 1) / 2, size = filter.size, edge = source.border - size / 2;
+    const size_t columns = source.width + 2 * source.border, rows = source.height + 2 * source.border;
+    uint32_t sum = uint32_t(filter.bias[output]);
+    for (uint32_t c = 0; c < 2 * pairs; c++)
+        for (uint32_t i = 0; i < size * size; i++) {
+            const size_t row = c / 2 * rows + edge + y + i / size, column = edge + x + i % size;
+            const size_t weight = (size_t(output / 3) * pairs + c / 2) * size * size + i;
+            sum += uint32_t(filter.weight[6 * weight + output % 3 * 2 + c % 2]) *
+                   uint32_t(source.data[2 * (row * columns + column) + c % 2]);
+        }
+    return int32_t(sum);
+}
+
+void try_filter()
+{
+    linnet_filter filter = {};
+    filter.inputs = uint32_t(between(1, 5));
+    filter.outputs = uint32_t(between(1, 7));
+    filter.size = uint32_t(2 * between(0, 2) + 1);
+    filter.bits = between(0, 1) ? uint32_t(between(2, 16)) : 0;
+    linnet_target target = {};
+    target.block = uint32_t(between(1, 4));
+    target.height = uint32_t(between(1, 5));
+    target.width = uint32_t(between(1, 20));
+    target.channels = filter.outputs * target.block * target.block + uint32_t(between(0, 2));
+    target.border = filter.bits ? uint32_t(between(0, 2)) : 0;
+    linnet_planes source = {};
+    source.height = target.height * target.block;
+    source.width = target.width * target.block;
+    source.channels = filter.inputs;
+    source.border = filter.size / 2 + uint32_t(between(0, 2));
+
+    const size_t pairs = (filter.inputs + 1) / 2, groups = (filter.outputs + 2) / 3;
+    const size_t around = (source.height + 2 * source.border) * size_t(source.width + 2 * source.border);
+    const size_t target_around = (target.height + 2 * target.border) * size_t(target.width + 2 * target.border);
+    const size_t count = target_around * 2 * ((target.channels + 1) / 2);
+    Buffer<int16_t> planes(2 * pairs * around), weight(groups * pairs * filter.size * filter.size * 6), integers(count);
+    Buffer<int8_t> values(size_t(source.height) * source.width * source.channels);
+    Buffer<float> floats(size_t(target.height) * target.width * target.channels);
+    Buffer<int32_t> bias(filter.outputs), channel(target.block * target.block * filter.outputs);
+    Buffer<uint8_t> shift(filter.outputs);
+    for (size_t i = 0; i < shift.size; i++)
+        shift[i] = uint8_t(filter.bits ? between(2, 31) : between(0, 63));
+    std::vector<int32_t> order(target.channels);
+    for (size_t i = 0; i < order.size(); i++) {
+        order[i] = int32_t(i);
+        std::swap(order[i], order[size_t(between(0, int64_t(i)))]);
+    }
+    for (size_t i = 0; i < channel.size; i++)
+        channel[i] = between(0, 4) ? order[i] : -1;
+    source.data = planes.get();
+    filter.weight = weight.get();
+    filter.bias = bias.get();
+    filter.shift = shift.get();
+    target.data = filter.bits ? static_cast<void *>(integers.get()) : floats.get();
+    target.channel = channel.get();
+    CHECK(linnet_planes_fill(&source, values.get()) == LINNET_OK);
+    for (size_t i = 0; i < values.size; i++) {
+        const size_t c = i % source.channels, at = i / source.channels;
+        const size_t row = source.border + at / source.width, column = source.border + at % source.width;
+        const size_t columns = source.width + 2 * source.border;
+        CHECK(planes[2 * (c / 2 * around + row * columns + column) + c % 2] == values[i]);
+    }
+
+    const std::vector<int16_t> before(integers.get(), integers.get() + integers.size);
+    const uint32_t first = uint32_t(between(0, source.height)), last = uint32_t(between(first, source.height));
+    CHECK(linnet_filter_rows(&filter, &source, first, last, &target) == LINNET_OK);
+    size_t changed = 0;
+    for (size_t i = 0; i < integers.size; i++)
+        changed += integers[i] != before[i];
+    for (uint32_t y = first; y < last; y++)
+        for (uint32_t x = 0; x < source.width; x++)
+            for (uint32_t o = 0; o < filter.outputs; o++) {
+                const uint32_t b = target.block;
+                const int32_t c = channel[(y % b * b + x % b) * filter.outputs + o];
+                if (c < 0)
+                    continue;
+                const int64_t sum = filtered(filter, source, y, x, o);
+                if (!filter.bits) {
+                    const float unit = 1 / float(uint64_t(1) << shift[o]);
+                    CHECK(floats[(size_t(y / b) * target.width + x / b) * target.channels + size_t(c)] == float(sum) * unit);
+                    continue;
+                }
+                const int64_t most = (int64_t(1) << (filter.bits - 1)) - 1, half = int64_t(1) << (shift[o] - 1);
+                const int64_t expected = std::clamp((sum + half) >> shift[o], -most - 1, most);
+                const size_t row = size_t(c) / 2 * (target.height + 2 * target.border) + target.border + y / b;
+                const size_t place = row * (target.width + 2 * target.border) + target.border + x / b;
+                CHECK(integers[2 * place + size_t(c) % 2] == expected);
+                changed -= before[2 * place + size_t(c) % 2] != expected;
+            }
+    CHECK(!changed);  // nothing else was written
+
+    switch (between(0, 13)) {
+    case 0: filter.size++; break;
+    case 1: filter.inputs++; break;
+    case 2: filter.outputs = between(0, 1) ? 0 : LINNET_MAX_TARGETS + 1; break;
+    case 3: filter.bits = between(0, 1) ? 1 : 17; break;
+    case 4: shift[0] = 64; break;
+    case 5: channel[0] = int32_t(target.channels); break;
+    case 6: channel[0] = -2; break;
+    case 7: target.block = between(0, 1) ? 0 : 0xffffffff; break;
+    case 8: target.height = between(0, 1) ? 0 : 0xffffffff; break;
+    case 9: target.data = nullptr; break;
+    case 10: source.border = filter.size / 2 - 1; break;  // or 2^32 - 1
+    case 11: source.width = between(0, 1) ? source.width + 1 : 0x80000000; break;
+    case 12: source.channels = 0; break;
+    default: filter.weight = nullptr;
+    }
+    CHECK(linnet_filter_rows(&filter, &source, 0, source.height, &target) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_filter_rows(&filter, &source, 1, 0, &target) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_filter_rows(&filter, &source, 0, source.height + 1, &target) == LINNET_ERROR_ARGUMENT);
+    source.height = source.width = 0xffffffff;
+    CHECK(linnet_planes_fill(&source, values.get()) == LINNET_ERROR_ARGUMENT);
+}
+
 // Walks: outside a frame 16 pixels mirror those inside, then the last of them repeats.
 int64_t mirrored(int64_t place, int64_t length)
 {
@@ -582,6 +722,8 @@ void try_null()
     CHECK(linnet_step_dequantize(nullptr, nullptr, nullptr, nullptr, nullptr) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_pixels_to_planes(nullptr, 1, 1, 3, 0, 0, 2, 2, nullptr) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_planes_to_pixels(nullptr, 1, 1, 0, 0, 1, 1, nullptr, 3) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_planes_fill(nullptr, nullptr) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_filter_rows(nullptr, nullptr, 0, 0, nullptr) == LINNET_ERROR_ARGUMENT);
     linnet_tables_destroy(nullptr);
     try_null_beside_good_arguments();
     CHECK(linnet_search_size(0) <= 4 && linnet_search_size(SIZE_MAX) == SIZE_MAX);
@@ -605,6 +747,8 @@ int main(int argc, char **argv)
         try_unpaired_tables();
         try_step();
         try_blocks();
+        try_strips();
+        try_filter();
         try_pixels();
     }
     return 0;
