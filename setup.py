@@ -16,6 +16,7 @@ FOLDERS = {
 
 # Loaded with ctypes, so one build serves every Python version (hence "limited API", although no Python.h is used).
 # -ffp-contract=off: a fused multiply-add would let the encoder round differently from machine to machine.
+# -fno-trapping-math: nobody asks which exceptions a comparison raised, and without them it can be vector code.
 NATIVE = Extension(
     "linnet.runtime._native",
     sources=[
@@ -32,6 +33,7 @@ NATIVE = Extension(
         "-Werror",
         "-fvisibility=hidden",
         "-ffp-contract=off",
+        "-fno-trapping-math",
         "-fno-exceptions",
         "-fno-rtti",
     ],

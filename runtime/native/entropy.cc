@@ -58,7 +58,7 @@ int linnet_tables_create(const uint16_t *frequencies, size_t frequency_count, co
         return LINNET_ERROR_MEMORY;
     made->decode = new (std::nothrow) DecodeSymbol[expected + 2 * count];
     made->encode = new (std::nothrow) EncodeSymbol[expected + 1];
-    made->bits = new (std::nothrow) float[expected + 1];
+    made->bits = new (std::nothrow) float[expected + count];
     if (!made->decode || !made->encode || !made->bits) {
         delete made;
         return LINNET_ERROR_MEMORY;
@@ -101,6 +101,8 @@ int linnet_tables_create(const uint16_t *frequencies, size_t frequency_count, co
             delete made;
             return LINNET_ERROR_TABLES;
         }
+        bits[0] = bits[-1];
+        bits++;
         *decode++ = {uint16_t(kFrequencySum), 0};
         *decode++ = {uint16_t(kFrequencySum), 0};
     }
@@ -187,15 +189,20 @@ int linnet_rans_encode(const linnet_tables *tables, const int16_t *symbols, cons
         const int16_t *symbol = symbols + begin;
         const uint8_t *index = table_index + begin;
         end = begin;
+        // In loops of one purpose each, without branches: most symbols are not coded, so looking at them is the work.
+        uint8_t flag[kChunk];
+        for (size_t i = 0; i < length; i++)
+            flag[i] = tables->flags[index[i]];
         size_t n = 0;
-        uint32_t flags = 0;
         for (size_t i = 0; i < length; i++) {
-            const uint32_t flag = tables->flags[index[i]], is_coded = flag & kCoded;
             position[n] = uint16_t(i);
-            n += is_coded;
-            // Within 0..1023 once shifted, or within 0..0 under a skip table; without a branch, like all of this loop.
-            const bool bad = uint32_t(symbol[i] - int32_t(is_coded) * LINNET_MIN_SYMBOL) > is_coded * kEscapeMask;
-            flags |= flag | bad * uint32_t(kBadSymbol);
+            n += flag[i] & kCoded;
+        }
+        uint8_t flags = 0;
+        for (size_t i = 0; i < length; i++) {
+            const int16_t is_coded = -int16_t(flag[i] & kCoded);
+            const bool bad = symbol[i] < (is_coded & LINNET_MIN_SYMBOL) || symbol[i] > (is_coded & LINNET_MAX_SYMBOL);
+            flags |= flag[i] | uint8_t(bad * kBadSymbol);
         }
         if (flags & kUnknownTable)
             return LINNET_ERROR_ARGUMENT;

@@ -1,7 +1,9 @@
 // The arithmetic between the networks and the entropy coder, for one tile; integers in all that a decoder repeats.
 #include <algorithm>
 
-#include "linnet.h"
+#include "kernels.h"
+
+#define LINNET_INLINE inline __attribute__((always_inline))
 
 namespace {
 
@@ -42,14 +44,6 @@ size_t each_position(const linnet_step &step, Visit visit)
     return k;
 }
 
-inline void choose_tables(uint32_t n, const int8_t *__restrict scale, const int16_t *__restrict offset, uint32_t tables,
-                          uint8_t *__restrict index)
-{
-    const int32_t top = int32_t(tables) - 1;
-    for (uint32_t c = 0; c < n; c++)
-        index[c] = uint8_t(std::clamp(int32_t(scale[c]) + offset[c], 0, top));
-}
-
 // What a step does with up to kChunk of its channels, ready for loops that compilers turn into vector code: no branches,
 // no shifts by varying amounts.
 constexpr uint32_t kChunk = 256;
@@ -79,9 +73,17 @@ void each_chunk(const linnet_step &step, Visit visit)
         visit(Channels(step, first, std::min(kChunk, n - first)), first);
 }
 
+LINNET_INLINE void choose_tables(uint32_t n, const int8_t *__restrict scale, const int16_t *__restrict offset,
+                                 uint32_t tables, uint8_t *__restrict index)
+{
+    const int32_t top = int32_t(tables) - 1;
+    for (uint32_t c = 0; c < n; c++)
+        index[c] = uint8_t(std::clamp(int32_t(scale[c]) + offset[c], 0, top));
+}
+
 // How far the latents lie from their means, in quantisation steps.
-inline void subtract(const Channels &channels, const float *__restrict latent, const int8_t *__restrict mean,
-                     float *__restrict residual)
+LINNET_INLINE void subtract(const Channels &channels, const float *__restrict latent, const int8_t *__restrict mean,
+                            float *__restrict residual)
 {
     for (uint32_t c = 0; c < channels.n; c++) {
         const float target = float(128 << kFineExp) * latent[c];
@@ -89,8 +91,8 @@ inline void subtract(const Channels &channels, const float *__restrict latent, c
     }
 }
 
-inline void dequantize(const Channels &channels, const int8_t *__restrict mean, const int16_t *__restrict level,
-                       int8_t *__restrict whole, int8_t *__restrict quarters)
+LINNET_INLINE void dequantize(const Channels &channels, const int8_t *__restrict mean, const int16_t *__restrict level,
+                              int8_t *__restrict whole, int8_t *__restrict quarters)
 {
     for (uint32_t c = 0; c < channels.n; c++) {
         // Levels are half steps.
@@ -101,6 +103,53 @@ inline void dequantize(const Channels &channels, const int8_t *__restrict mean, 
         quarters[c] = int8_t(v - w * (1 << kFineExp));
     }
 }
+
+// The places in a companding table of float latents.
+LINNET_INLINE void round_latents(uint32_t n, const float *__restrict latent, uint8_t *__restrict place)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const float scaled = 128.0f * latent[i];
+        const float v = scaled == scaled ? scaled : 0;
+        place[i] = uint8_t(int32_t(std::clamp(v, -128.0f, 127.0f) + 128.5f));
+    }
+}
+
+// The loops above, which compilers turn into vector code: once for every processor, and once for those with wider vectors.
+struct Loops {
+    void (*choose_tables)(uint32_t, const int8_t *, const int16_t *, uint32_t, uint8_t *);
+    void (*subtract)(const Channels &, const float *, const int8_t *, float *);
+    void (*dequantize)(const Channels &, const int8_t *, const int16_t *, int8_t *, int8_t *);
+    void (*round_latents)(uint32_t, const float *, uint8_t *);
+};
+
+#define LINNET_LOOPS(name, target)                                                                                       \
+    constexpr Loops name = {                                                                                             \
+        [](uint32_t n, const int8_t *scale, const int16_t *offset, uint32_t tables, uint8_t *index) target {             \
+            choose_tables(n, scale, offset, tables, index);                                                              \
+        },                                                                                                               \
+        [](const Channels &channels, const float *latent, const int8_t *mean, float *residual) target {                  \
+            subtract(channels, latent, mean, residual);                                                                  \
+        },                                                                                                               \
+        [](const Channels &channels, const int8_t *mean, const int16_t *level, int8_t *whole, int8_t *quarters) target { \
+            dequantize(channels, mean, level, whole, quarters);                                                          \
+        },                                                                                                               \
+        [](uint32_t n, const float *latent, uint8_t *place) target { round_latents(n, latent, place); },                 \
+    };
+
+LINNET_LOOPS(kPlainLoops, )
+#if defined(__x86_64__)
+LINNET_LOOPS(kWideLoops, __attribute__((target("avx2"))))
+
+const Loops &best_loops()
+{
+    return __builtin_cpu_supports("avx2") ? kWideLoops : kPlainLoops;
+}
+#else
+const Loops &best_loops()
+{
+    return kPlainLoops;
+}
+#endif
 
 inline void compand(uint32_t n, const int8_t *__restrict table, const int8_t *__restrict decoded,
                     int8_t *__restrict companded)
@@ -120,6 +169,7 @@ int linnet_step_residuals(const linnet_step *step, const float *latent, const in
     if (error)
         return error;
     const uint32_t n = step->last - step->first;
+    const auto subtract = best_loops().subtract;
     each_chunk(*step, [&](const Channels &channels, uint32_t first) {
         each_position(*step, [&](size_t position, size_t k) {
             subtract(channels, latent + position * step->channels + step->first + first,
@@ -134,6 +184,7 @@ int linnet_step_tables(const linnet_step *step, const int8_t *params, uint8_t *t
     if (!valid(step) || !params || !table_index || !count)
         return LINNET_ERROR_ARGUMENT;
     const uint32_t n = step->last - step->first;
+    const auto choose_tables = best_loops().choose_tables;
     *count = n * each_position(*step, [&](size_t position, size_t k) {
         choose_tables(n, params + position * 2 * n + n, step->table_offset, step->tables, table_index + k * n);
     });
@@ -146,6 +197,7 @@ int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const 
     if (!valid(step) || !params || !levels || !decoded || !companded)
         return LINNET_ERROR_ARGUMENT;
     const uint32_t n = step->last - step->first;
+    const auto dequantize = best_loops().dequantize;
     each_chunk(*step, [&](const Channels &channels, uint32_t first) {
         each_position(*step, [&](size_t position, size_t k) {
             const size_t at = position * step->channels + step->first + first;
@@ -162,10 +214,13 @@ int linnet_compand(const float *latent, size_t count, const int8_t *companding, 
 {
     if (!companding || (count && (!latent || !companded)))
         return LINNET_ERROR_ARGUMENT;
-    for (size_t i = 0; i < count; i++) {
-        float v = 128.0f * latent[i];
-        v = v == v ? std::clamp(v, -128.0f, 127.0f) : 0;
-        companded[i] = companding[int32_t(v + 128.5f)];
+    const auto round_latents = best_loops().round_latents;
+    for (size_t first = 0; first < count; first += kChunk) {
+        uint8_t place[kChunk];
+        const uint32_t n = uint32_t(std::min<size_t>(kChunk, count - first));
+        round_latents(n, latent + first, place);
+        for (uint32_t i = 0; i < n; i++)
+            companded[first + i] = companding[place[i]];
     }
     return LINNET_OK;
 }

@@ -39,29 +39,37 @@ typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
 // The best symbol of each quantiser and parity (index 2 * quantiser + parity) for each lane, and what it costs.
 struct Choices {
     Floats cost[4];
-    int16_t symbol[4][kLanes];
+    Integers symbol[4];
 };
 
-inline float cost_of(const linnet::Table &table, float magnitude, float level, int32_t symbol, float bit_worth)
-{
-    const float error = magnitude - level;
-    return error * error + bit_worth * table.bits[std::min(symbol, table.radius + 1)];
-}
-
 // Both parities of one quantiser: the levels on both sides of the residual, and zero instead of the even one.
-inline void choose(const linnet::Table &table, int32_t quantiser, float residual, float bit_worth, uint32_t lane,
+inline void choose(const linnet::Table *const *tables, int32_t quantiser, Floats residual, float bit_worth,
                    Choices &choices)
 {
-    const float half = quantiser ? 0.5f : 0, wanted = __builtin_fabsf(residual);
-    const float magnitude = wanted < kMaxMagnitude ? wanted : kMaxMagnitude;
-    const int32_t below = std::min(int32_t(magnitude + half), LINNET_MAX_SYMBOL - 1), sign = residual < 0 ? -1 : 1;
-    const int32_t odd = below | 1, even = (below + 1) & ~1;
-    const float nothing = cost_of(table, magnitude, 0, 0, bit_worth);
-    const float even_cost = even ? cost_of(table, magnitude, float(even) - half, even, bit_worth) : nothing;
-    choices.cost[2 * quantiser][lane] = nothing < even_cost ? nothing : even_cost;
-    choices.symbol[2 * quantiser][lane] = int16_t(nothing < even_cost ? 0 : sign * even);
-    choices.cost[2 * quantiser + 1][lane] = cost_of(table, magnitude, float(odd) - half, odd, bit_worth);
-    choices.symbol[2 * quantiser + 1][lane] = int16_t(sign * odd);
+    const float half = quantiser ? 0.5f : 0;
+    const Floats wanted = residual < 0 ? -residual : residual;
+    const Floats magnitude = wanted < kMaxMagnitude ? wanted : Floats{} + kMaxMagnitude;
+    const Integers whole = __builtin_convertvector(magnitude + half, Integers);
+    const Integers below = whole < LINNET_MAX_SYMBOL - 1 ? whole : Integers{} + (LINNET_MAX_SYMBOL - 1);
+    Floats bits_below, bits_above, bits_zero;
+    for (uint32_t lane = 0; lane < kLanes; lane++) {
+        const linnet::Table &table = *tables[lane];
+        const float *const bits = table.bits + std::min(below[lane], table.radius + 1);
+        bits_below[lane] = bits[0];
+        bits_above[lane] = bits[1];
+        bits_zero[lane] = table.bits[0];
+    }
+    const Floats error = magnitude - (__builtin_convertvector(below, Floats) - half), error_above = error - 1;
+    const Floats cost = error * error + bit_worth * bits_below;
+    const Floats cost_above = error_above * error_above + bit_worth * bits_above;
+    const Floats nothing = magnitude * magnitude + bit_worth * bits_zero;
+    const Integers is_odd = -(below & 1), even = below + (below & 1), odd = below | 1;
+    const Floats even_cost = is_odd ? cost_above : cost, odd_cost = is_odd ? cost : cost_above;
+    const Integers sign = residual < 0, is_nothing = (nothing < even_cost) | (even == 0);
+    choices.cost[2 * quantiser] = is_nothing ? nothing : even_cost;
+    choices.symbol[2 * quantiser] = ~is_nothing & ((even ^ sign) - sign);
+    choices.cost[2 * quantiser + 1] = odd_cost;
+    choices.symbol[2 * quantiser + 1] = (odd ^ sign) - sign;
 }
 
 // Viterbi's algorithm over four trellises side by side. The path to each state ends in one of two ways, a bit of `way`.
@@ -132,37 +140,43 @@ int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, con
         coded += tables->flags[table_index[i]] & linnet::kCoded;
         symbols[i] = levels[i] = 0;
     }
-    Choices choices = {};
-    if (!trellis) {
-        for (size_t k = 0; k < coded; k++) {
-            const size_t i = position[k];
-            choose(tables->table[table_index[i]], 0, number(residual[i]), bit_worth, 0, choices);
-            symbols[i] = choices.symbol[choices.cost[1][0] < choices.cost[0][0]][0];
-            levels[i] = int16_t(2 * symbols[i]);
-        }
-        return LINNET_OK;
-    }
 
     int16_t *const candidate = reinterpret_cast<int16_t *>(position + count);  // four for each coded symbol
     uint8_t *const ways = reinterpret_cast<uint8_t *>(candidate + 4 * count);
+    Choices choices = {};
     Trellises trellises;
     uint32_t end[kLanes];
     for (size_t first = 0; first < coded; first += kLanes) {
         const uint32_t lanes = uint32_t(std::min<size_t>(kLanes, coded - first));
-        for (uint32_t lane = 0; lane < lanes; lane++) {
-            const size_t i = position[first + lane];
-            for (int32_t quantiser = 0; quantiser < 2; quantiser++)
-                choose(tables->table[table_index[i] + base * uint32_t(quantiser)], quantiser, number(residual[i]),
-                       bit_worth, lane, choices);
-            for (uint32_t c = 0; c < 4; c++)
-                candidate[4 * (first + lane) + c] = choices.symbol[c][lane];
+        const linnet::Table *own[2][kLanes];
+        Floats residuals;
+        for (uint32_t lane = 0; lane < kLanes; lane++) {
+            const size_t i = position[first + std::min(lane, lanes - 1)];
+            own[0][lane] = tables->table + table_index[i];
+            own[1][lane] = own[0][lane] + (trellis ? base : 0);
+            residuals[lane] = number(residual[i]);
         }
+        choose(own[0], 0, residuals, bit_worth, choices);
+        if (!trellis) {
+            const Integers symbol = choices.cost[1] < choices.cost[0] ? choices.symbol[1] : choices.symbol[0];
+            for (uint32_t lane = 0; lane < lanes; lane++) {
+                symbols[position[first + lane]] = int16_t(symbol[lane]);
+                levels[position[first + lane]] = int16_t(2 * symbol[lane]);
+            }
+            continue;
+        }
+        choose(own[1], 1, residuals, bit_worth, choices);
+        for (uint32_t lane = 0; lane < lanes; lane++)
+            for (uint32_t c = 0; c < 4; c++)
+                candidate[4 * (first + lane) + c] = int16_t(choices.symbol[c][lane]);
         for (uint32_t lane = lanes; lane < kLanes; lane++)
             end[lane] = trellises.best(lane);  // of a trellis that ended one symbol before the others
         uint8_t way[kLanes];
         trellises.step(choices, way);
         std::copy(way, way + lanes, ways + first);
     }
+    if (!trellis)
+        return LINNET_OK;
     const uint32_t ended = coded % kLanes ? uint32_t(coded % kLanes) : kLanes;
     for (uint32_t lane = 0; lane < ended; lane++)
         end[lane] = trellises.best(lane);

@@ -24,7 +24,7 @@ struct Table {
     uint16_t cell[kCells];       // the symbol that holds the cell's first slot
     const DecodeSymbol *decode;  // 2r + 2 and two sentinels that no slot reaches
     const EncodeSymbol *encode;
-    const float *bits;  // of the magnitudes 0..r, then of what escapes
+    const float *bits;  // of the magnitudes 0..r, then twice of what escapes
     int32_t radius;
 };
 
