@@ -19,6 +19,7 @@ from ..calibration.known_answers import known_answers
 from ..calibration.onnx_forms import onnxruntime_form, qdq_form
 from ..calibration.qat import ExactConv2d
 from ..runtime import core
+from ..runtime.backends import filter_plan
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
 from ..runtime.errors import InputError, UsageError
 from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
@@ -222,4 +223,7 @@ def write_codec(
     members |= {f"onnx/{name}.qdq.onnx": graph for name, graph in qdq_forms.items()}
     for name, network in networks.items():
         members[f"onnx/{name}.onnxruntime.onnx"] = onnxruntime_form(network)
+        filters = filter_plan.plan(network)
+        if filters and filters.rest:
+            members[f"onnx/{name}.rest.onnx"] = onnxruntime_form(filters.rest)
     return write_bundle(out, manifest, members)

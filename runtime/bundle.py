@@ -179,6 +179,12 @@ class Bundle:
                 )
         return {name: self._members[f"onnx/{name}.{form}.onnx"] for name in self.manifest["networks"]}
 
+    @property
+    def rest_graphs(self) -> dict[str, bytes]:
+        """Serialized ONNX models, by network, of what the native filters leave of it (`backends.filter_plan`)."""
+        graphs = {name: self._members.get(f"onnx/{name}.rest.onnx") for name in self.manifest["networks"]}
+        return {name: graph for name, graph in graphs.items() if graph is not None}
+
 
 def write_bundle(path: Path, manifest: dict[str, Any], members: Mapping[str, bytes]) -> str:
     """Write a bundle as a zip, the same bytes for the same content, and return its identity."""

@@ -70,7 +70,7 @@ class _FilterStruct(ctypes.Structure):
 class _TargetStruct(ctypes.Structure):
     _fields_ = (
         ("data", c_void_p),
-        *((name, c_uint32) for name in ("height", "width", "channels", "border", "block")),
+        *((name, c_uint32) for name in ("height", "width", "channels", "border", "block", "grow")),
         ("channel", c_void_p),
     )
 
@@ -98,9 +98,15 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "linnet_planes_to_pixels": (c_int, (c_void_p, *[c_uint32] * 6, c_void_p, c_size_t)),
     "linnet_planes_fill": (c_int, (POINTER(_PlanesStruct), c_void_p)),
+    "linnet_planes_join": (
+        c_int,
+        (POINTER(_PlanesStruct), c_void_p, c_uint32, c_uint32, c_void_p, c_void_p, c_uint32),
+    ),
+    "linnet_planes_edge": (c_int, (POINTER(_PlanesStruct),)),
+    "linnet_planes_narrow": (c_int, (POINTER(_PlanesStruct), c_uint32, c_void_p, c_void_p)),
     "linnet_filter_rows": (
         c_int,
-        (POINTER(_FilterStruct), POINTER(_PlanesStruct), c_uint32, c_uint32, POINTER(_TargetStruct)),
+        (*[POINTER(_FilterStruct), POINTER(_PlanesStruct)] * 2, c_uint32, c_uint32, POINTER(_TargetStruct)),
     ),
 }
 
@@ -498,7 +504,7 @@ def planes_to_pixels(planes: np.ndarray, crop: Sequence[int], out: np.ndarray | 
 
 
 class Planes:
-    """Channels of 16-bit numbers with `border` zeros around them, laid out for `filter_rows`."""
+    """Channels of 16-bit numbers with a `border` around them, zeros at first, laid out for `filter_rows`."""
 
     def __init__(self, height: int, width: int, channels: int, border: int) -> None:
         self.height, self.width, self.channels, self.border = height, width, channels, border
@@ -508,8 +514,39 @@ class Planes:
 
     def fill(self, values: np.ndarray) -> None:
         """With `values` (height, width, channels) int8."""
-        pointer = _pointer(values, "values", np.int8, (self.height, self.width, self.channels))
+        pointer = _pointer(values, "values", np.int8, self.shape)
         _check(_native.linnet_planes_fill(self._struct, pointer), "filling planes")
+
+    def join(self, values: np.ndarray, whole: np.ndarray, part: np.ndarray, shift: int) -> None:
+        """With channels of `values` (height / block, width / block, any) int8: at (y, x) channel c becomes
+        (whole << shift) + part of position (y // block, x // block).
+
+        `whole` and `part` (block, block, channels) int32 hold at [y % block, x % block, c] which channels these are.
+        """
+        block = len(whole)
+        tables = [_pointer(table, "table", np.int32, (block, block, self.channels)) for table in (whole, part)]
+        shape = (self.height // block, self.width // block, values.shape[-1])
+        pointer = _pointer(values, "values", np.int8, shape)
+        error = _native.linnet_planes_join(self._struct, pointer, shape[2], block, *tables, shift)
+        _check(error, "filling planes")
+
+    def repeat_edge(self) -> None:
+        """Fill the border with the outermost values."""
+        _check(_native.linnet_planes_edge(self._struct), "filling a border")
+
+    def narrow(self, bits: int, added: np.ndarray | None = None) -> np.ndarray:
+        """The numbers, which have `bits` bits (9..15), as (height, width, channels) int8, halves rounded up, saturated.
+
+        `added` int8 of that shape is added first.
+        """
+        values = np.empty(self.shape, np.int8)
+        other = None if added is None else _pointer(added, "added", np.int8, self.shape)
+        _check(_native.linnet_planes_narrow(self._struct, bits, other, values.ctypes.data), "narrowing planes")
+        return values
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
 
 
 class Filter:
@@ -530,22 +567,38 @@ class Filter:
 
 
 def filter_rows(
-    operation: Filter, source: Planes, target: Planes | np.ndarray, places: np.ndarray, first: int, last: int
+    terms: Sequence[tuple[Filter, Planes]],
+    target: Planes | np.ndarray,
+    places: np.ndarray,
+    first: int,
+    last: int,
+    grow: int = 1,
 ) -> None:
-    """Compute the rows [first, last) of the convolution of `source`, whose border is at least half the kernel.
+    """Compute the rows [first, last) of the convolution of planes, whose border is at least half the kernel; of two
+    such, of integers, the saturated sum.
 
     What comes out at (y, x) goes to position (y // block, x // block) of `target`, as the channel that `places` (block,
-    block, O) int32 has at [y % block, x % block], or nowhere where that is -1. `target` holds integers in planes, or is
-    float32 (height, width, channels).
+    block, O) int32 has at [y % block, x % block], or nowhere where that is -1. With `grow` above 1, when block is 1, it
+    goes to position (grow * y + i, grow * x + j) as channel c, where `places` has (c * grow + i) * grow + j. `target`
+    holds integers in planes, or is float32 (height, width, channels).
     """
+    (operation, source), *more = terms
+    other, other_source = more[0] if more else (None, None)
     block = len(places)
     channels = _pointer(places, "places", np.int32, (block, block, operation.outputs))
     if isinstance(target, Planes):
-        shape, data = (target.height, target.width, target.channels, target.border), target._data.ctypes.data
+        shape, data = (*target.shape, target.border), target._data.ctypes.data
     else:
-        shape = (*target.shape, 0)
-        data = _pointer(target, "target", np.float32, target.shape, writable=True)
+        shape, data = (*target.shape, 0), _pointer(target, "target", np.float32, target.shape, writable=True)
     if len(shape) != 4 or isinstance(target, Planes) != (operation.bits > 0):
         raise ValueError("integers go to planes, float32 to an array (height, width, channels)")
-    struct = _TargetStruct(data, *shape, block, channels)
-    _check(_native.linnet_filter_rows(operation._struct, source._struct, first, last, struct), "filtering")
+    error = _native.linnet_filter_rows(
+        operation._struct,
+        source._struct,
+        other and other._struct,
+        other_source and other_source._struct,
+        first,
+        last,
+        _TargetStruct(data, *shape, block, grow, channels),
+    )
+    _check(error, "filtering")

@@ -186,7 +186,13 @@ def _onnxruntime(name: str, bundle: Bundle, threads: int | None) -> Backend:
         candidates = [OnnxRuntimeBackend(qdq, threads, name=name)]
     else:
         graphs = bundle.graphs("onnxruntime")
-        candidates = [FilterBackend(bundle.networks, threads)]
+        rest = bundle.rest_graphs
+        candidates = [
+            FilterBackend(
+                bundle.networks, threads, OnnxRuntimeBackend(rest, threads, kernels=kernels) if rest else None
+            )
+            for kernels in KERNELS[:2]
+        ]
         candidates += [
             OnnxRuntimeBackend(qdq if kernels == "float" else graphs, threads, kernels=kernels) for kernels in KERNELS
         ]

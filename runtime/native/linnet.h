@@ -192,20 +192,37 @@ LINNET_API int linnet_planes_to_pixels(const int8_t *planes, uint32_t planes_w, 
 
 /* ---- Linear filters: convolutions of few channels in the format "fp32-exact" (docs/integers.md) ----
  *
- * Planes of 16-bit numbers, two channels side by side, with zeros around them. Channel c of position (y, x) is
+ * Planes of 16-bit numbers, two channels side by side, with a border around them. Channel c of position (y, x) is
  *
- *     data[((c / 2 * (height + 2 * border) + border + y) * (width + 2 * border) + border + x) * 2 + c % 2]      */
+ *     data[((c / 2 * (height + 2 * border) + border + y) * (width + 2 * border) + border + x) * 2 + c % 2]
+ *
+ * The caller fills all of it with zeros first, which the border and the partner of an odd last channel keep. */
 typedef struct linnet_planes {
-    int16_t *data; /* linnet_planes_count() of them */
+    int16_t *data;
     uint32_t height, width, channels, border;
 } linnet_planes;
 
 #define LINNET_MAX_TARGETS 1024
 #define LINNET_MAX_PLANES 1073741824 /* numbers of planes, or of a target */
 
-/* (height, width, channels) int8 into planes whose border, and last channel if their number is odd, the caller has
- * filled with zeros. */
+/* (height, width, channels) int8 into planes of an even number of channels. */
 LINNET_API int linnet_planes_fill(const linnet_planes *planes, const int8_t *values);
+
+/* Channels of (height / block, width / block, value_channels) int8 into planes: at (y, x) channel c becomes
+ *
+ *     values[whole[y % block][x % block][c]] << shift, plus values[part[y % block][x % block][c]]
+ *
+ * of position (y / block, x / block). Both tables are (block, block, channels), at most LINNET_MAX_TARGETS; shift is
+ * 0..7. */
+LINNET_API int linnet_planes_join(const linnet_planes *planes, const int8_t *values, uint32_t value_channels,
+                                  uint32_t block, const int32_t *whole, const int32_t *part, uint32_t shift);
+
+/* Repeats the outermost values in the border. */
+LINNET_API int linnet_planes_edge(const linnet_planes *planes);
+
+/* What planes of an even number of channels and of `bits` bits, 9..15, are in 8: (height, width, channels) int8, halves
+ * rounded up, saturated. `added`, of the same shape or NULL, is added first. */
+LINNET_API int linnet_planes_narrow(const linnet_planes *planes, uint32_t bits, const int8_t *added, int8_t *values);
 
 typedef struct linnet_filter {
     uint32_t inputs, outputs, size; /* channels, and the kernel's side: odd */
@@ -215,19 +232,28 @@ typedef struct linnet_filter {
     const uint8_t *shift;           /* outputs: sums count 2^-shift; 2..31 where results are integers, else 0..63 */
 } linnet_filter;
 
-/* Where results go: the one at (y, x) to the position (y / block, x / block), as channel[y % block][x % block][output],
- * or nowhere where that is -1. Integers go to planes, float32 to an array (height, width, channels), with `border` 0. */
+/* Where results go: those at (y, x) to one of
+ *
+ *     block > 1   position (y / block, x / block), as channel[y % block][x % block][output]
+ *     grow > 1    positions (grow * y + i, grow * x + j), as channel c, where channel[output] = (c * grow + i) * grow + j
+ *     both 1      position (y, x), as channel[output]
+ *
+ * or nowhere where `channel` is -1. Integers go to planes, float32 to an array (height, width, channels), with `border`
+ * 0 and `grow` 1. */
 typedef struct linnet_target {
     void *data;
-    uint32_t height, width, channels, border, block;
-    const int32_t *channel; /* (block, block, outputs), block * outputs at most LINNET_MAX_TARGETS */
+    uint32_t height, width, channels, border, block, grow; /* block * outputs <= LINNET_MAX_TARGETS */
+    const int32_t *channel;                                /* (block, block, outputs) */
 } linnet_target;
 
-/* The convolution of `source`, whose size is that of the target times `block`, at its rows [first, last). Integers are
- * (bias + sum) / 2^shift, halves round up, and what `bits` cannot hold saturates. Sums wrap around at 32 bits. The border
- * is at least size / 2. Threads may compute different rows at the same time. */
-LINNET_API int linnet_filter_rows(const linnet_filter *filter, const linnet_planes *source, uint32_t first,
-                                  uint32_t last, const linnet_target *target);
+/* The convolution of `source`, whose size is that of the target times block / grow, at its rows [first, last). Integers
+ * are (bias + sum) / 2^shift, halves round up, and what `bits` cannot hold saturates. Sums wrap around at 32 bits. The
+ * border is at least size / 2. With `other`, a filter that is alike in outputs and bits, and integers, its results over
+ * `other_source`, of the size of `source`, are added, saturated again. Threads may compute different rows at the same
+ * time. */
+LINNET_API int linnet_filter_rows(const linnet_filter *filter, const linnet_planes *source, const linnet_filter *other,
+                                  const linnet_planes *other_source, uint32_t first, uint32_t last,
+                                  const linnet_target *target);
 
 #ifdef __cplusplus
 }

@@ -503,29 +503,42 @@ void try_filter()
     filter.size = uint32_t(2 * between(0, 2) + 1);
     filter.bits = between(0, 1) ? uint32_t(between(2, 16)) : 0;
     linnet_target target = {};
-    target.block = uint32_t(between(1, 4));
-    target.height = uint32_t(between(1, 5));
-    target.width = uint32_t(between(1, 20));
-    target.channels = filter.outputs * target.block * target.block + uint32_t(between(0, 2));
-    target.border = filter.bits ? uint32_t(between(0, 2)) : 0;
+    const bool grows = filter.bits && between(0, 2) == 0;
+    target.block = grows ? 1 : uint32_t(between(1, 4));
+    target.grow = grows ? uint32_t(between(2, 3)) : 1;
     linnet_planes source = {};
-    source.height = target.height * target.block;
-    source.width = target.width * target.block;
+    source.height = uint32_t(between(1, 5)) * target.block;
+    source.width = uint32_t(between(1, 20)) * target.block;
     source.channels = filter.inputs;
     source.border = filter.size / 2 + uint32_t(between(0, 2));
+    target.height = source.height * target.grow / target.block;
+    target.width = source.width * target.grow / target.block;
+    target.channels = filter.outputs * target.block * target.block + uint32_t(between(0, 2));
+    target.border = filter.bits ? uint32_t(between(0, 2)) : 0;
+    const bool adds = filter.bits && between(0, 1);
+    linnet_filter other = filter;
+    linnet_planes other_source = source;
+    if (adds) {
+        other.inputs = other_source.channels = uint32_t(between(1, 3));
+        other.size = uint32_t(2 * between(0, 1) + 1);
+        other_source.border = other.size / 2;
+    }
 
     const size_t pairs = (filter.inputs + 1) / 2, groups = (filter.outputs + 2) / 3;
     const size_t around = (source.height + 2 * source.border) * size_t(source.width + 2 * source.border);
     const size_t target_around = (target.height + 2 * target.border) * size_t(target.width + 2 * target.border);
     const size_t count = target_around * 2 * ((target.channels + 1) / 2);
     Buffer<int16_t> planes(2 * pairs * around), weight(groups * pairs * filter.size * filter.size * 6), integers(count);
-    Buffer<int8_t> values(size_t(source.height) * source.width * source.channels);
+    const size_t other_pairs = (other.inputs + 1) / 2;
+    const size_t other_around = (source.height + 2 * other_source.border) * size_t(source.width + 2 * other_source.border);
+    Buffer<int16_t> other_planes(2 * other_pairs * other_around);
+    Buffer<int16_t> other_weight(groups * other_pairs * other.size * other.size * 6);
     Buffer<float> floats(size_t(target.height) * target.width * target.channels);
     Buffer<int32_t> bias(filter.outputs), channel(target.block * target.block * filter.outputs);
     Buffer<uint8_t> shift(filter.outputs);
     for (size_t i = 0; i < shift.size; i++)
         shift[i] = uint8_t(filter.bits ? between(2, 31) : between(0, 63));
-    std::vector<int32_t> order(target.channels);
+    std::vector<int32_t> order(target.channels * target.grow * target.grow);
     for (size_t i = 0; i < order.size(); i++) {
         order[i] = int32_t(i);
         std::swap(order[i], order[size_t(between(0, int64_t(i)))]);
@@ -538,17 +551,18 @@ void try_filter()
     filter.shift = shift.get();
     target.data = filter.bits ? static_cast<void *>(integers.get()) : floats.get();
     target.channel = channel.get();
-    CHECK(linnet_planes_fill(&source, values.get()) == LINNET_OK);
-    for (size_t i = 0; i < values.size; i++) {
-        const size_t c = i % source.channels, at = i / source.channels;
-        const size_t row = source.border + at / source.width, column = source.border + at % source.width;
-        const size_t columns = source.width + 2 * source.border;
-        CHECK(planes[2 * (c / 2 * around + row * columns + column) + c % 2] == values[i]);
-    }
+    other.weight = other_weight.get();
+    other.bias = bias.get();
+    other.shift = shift.get();
+    other_source.data = other_planes.get();
+    const auto run = [&](uint32_t from, uint32_t to) {
+        return linnet_filter_rows(&filter, &source, adds ? &other : nullptr, adds ? &other_source : nullptr, from, to,
+                                  &target);
+    };
 
     const std::vector<int16_t> before(integers.get(), integers.get() + integers.size);
     const uint32_t first = uint32_t(between(0, source.height)), last = uint32_t(between(first, source.height));
-    CHECK(linnet_filter_rows(&filter, &source, first, last, &target) == LINNET_OK);
+    CHECK(run(first, last) == LINNET_OK);
     size_t changed = 0;
     for (size_t i = 0; i < integers.size; i++)
         changed += integers[i] != before[i];
@@ -566,21 +580,27 @@ void try_filter()
                     continue;
                 }
                 const int64_t most = (int64_t(1) << (filter.bits - 1)) - 1, half = int64_t(1) << (shift[o] - 1);
-                const int64_t expected = std::clamp((sum + half) >> shift[o], -most - 1, most);
-                const size_t row = size_t(c) / 2 * (target.height + 2 * target.border) + target.border + y / b;
-                const size_t place = row * (target.width + 2 * target.border) + target.border + x / b;
-                CHECK(integers[2 * place + size_t(c) % 2] == expected);
-                changed -= before[2 * place + size_t(c) % 2] != expected;
+                int64_t expected = std::clamp((sum + half) >> shift[o], -most - 1, most);
+                if (adds) {
+                    const int64_t more = (filtered(other, other_source, y, x, o) + half) >> shift[o];
+                    expected = std::clamp(expected + std::clamp(more, -most - 1, most), -most - 1, most);
+                }
+                const uint32_t g = target.grow, at = uint32_t(c) / (g * g), phase = uint32_t(c) % (g * g);
+                const size_t to_y = y / b * g + phase / g, to_x = x / b * g + phase % g;
+                const size_t row = at / 2 * (target.height + 2 * target.border) + target.border + to_y;
+                const size_t place = row * (target.width + 2 * target.border) + target.border + to_x;
+                CHECK(integers[2 * place + at % 2] == expected);
+                changed -= before[2 * place + at % 2] != expected;
             }
     CHECK(!changed);  // nothing else was written
 
-    switch (between(0, 13)) {
+    switch (between(0, adds ? 17 : 14)) {
     case 0: filter.size++; break;
     case 1: filter.inputs++; break;
     case 2: filter.outputs = between(0, 1) ? 0 : LINNET_MAX_TARGETS + 1; break;
     case 3: filter.bits = between(0, 1) ? 1 : 17; break;
     case 4: shift[0] = 64; break;
-    case 5: channel[0] = int32_t(target.channels); break;
+    case 5: channel[0] = int32_t(order.size()); break;
     case 6: channel[0] = -2; break;
     case 7: target.block = between(0, 1) ? 0 : 0xffffffff; break;
     case 8: target.height = between(0, 1) ? 0 : 0xffffffff; break;
@@ -588,13 +608,94 @@ void try_filter()
     case 10: source.border = filter.size / 2 - 1; break;  // or 2^32 - 1
     case 11: source.width = between(0, 1) ? source.width + 1 : 0x80000000; break;
     case 12: source.channels = 0; break;
-    default: filter.weight = nullptr;
+    case 13: target.grow = between(0, 1) ? 0 : 65; break;
+    case 14: filter.weight = nullptr; break;
+    case 15: other.outputs--; break;
+    case 16: other.bits = filter.bits == 9 ? 10 : 9; break;
+    default: other_source.height++;
     }
-    CHECK(linnet_filter_rows(&filter, &source, 0, source.height, &target) == LINNET_ERROR_ARGUMENT);
-    CHECK(linnet_filter_rows(&filter, &source, 1, 0, &target) == LINNET_ERROR_ARGUMENT);
-    CHECK(linnet_filter_rows(&filter, &source, 0, source.height + 1, &target) == LINNET_ERROR_ARGUMENT);
-    source.height = source.width = 0xffffffff;
-    CHECK(linnet_planes_fill(&source, values.get()) == LINNET_ERROR_ARGUMENT);
+    CHECK(run(0, source.height) == LINNET_ERROR_ARGUMENT);
+    CHECK(run(1, 0) == LINNET_ERROR_ARGUMENT);
+    CHECK(run(0, source.height + 1) == LINNET_ERROR_ARGUMENT);
+}
+
+void try_planes()
+{
+    const uint32_t block = uint32_t(between(1, 4));
+    linnet_planes planes = {};
+    planes.height = uint32_t(between(1, 5)) * block;
+    planes.width = uint32_t(between(1, 40)) * block;
+    planes.channels = uint32_t(between(1, 6));
+    planes.border = uint32_t(between(0, 3));
+    const size_t columns = planes.width + 2 * planes.border, around = (planes.height + 2 * planes.border) * columns;
+    const size_t positions = size_t(planes.height) * planes.width, channels = planes.channels;
+    Buffer<int16_t> data(2 * ((channels + 1) / 2) * around);
+    Buffer<int8_t> values(positions * channels), added(positions * channels), narrow(positions * channels);
+    planes.data = data.get();
+    const auto place = [&](size_t channel, size_t row, size_t column) -> int16_t & {
+        return data[2 * (channel / 2 * around + row * columns + column) + channel % 2];
+    };
+    const auto inside = [&](size_t i) -> int16_t & {
+        const size_t at = i / channels;
+        return place(i % channels, planes.border + at / planes.width, planes.border + at % planes.width);
+    };
+    const int even = channels % 2 ? LINNET_ERROR_ARGUMENT : LINNET_OK;
+    CHECK(linnet_planes_fill(&planes, values.get()) == even);
+    for (size_t i = 0; !even && i < values.size; i++)
+        CHECK(inside(i) == values[i]);
+
+    const uint32_t value_channels = uint32_t(between(1, 30)), shift = uint32_t(between(0, 7));
+    Buffer<int8_t> joined(positions / block / block * value_channels);
+    Buffer<int32_t> whole(block * block * channels), part(block * block * channels);
+    for (size_t i = 0; i < whole.size; i++) {
+        whole[i] = int32_t(between(0, value_channels - 1));
+        part[i] = int32_t(between(0, value_channels - 1));
+    }
+    const auto join = [&] {
+        return linnet_planes_join(&planes, joined.get(), value_channels, block, whole.get(), part.get(), shift);
+    };
+    CHECK(join() == LINNET_OK);
+    for (size_t i = 0; i < positions * channels; i++) {
+        const size_t y = i / channels / planes.width, x = i / channels % planes.width;
+        const size_t entry = (y % block * block + x % block) * channels + i % channels;
+        const int8_t *from = joined.get() + (y / block * (planes.width / block) + x / block) * value_channels;
+        CHECK(inside(i) == from[whole[entry]] * (1 << shift) + from[part[entry]]);
+    }
+
+    CHECK(linnet_planes_edge(&planes) == LINNET_OK);
+    const auto held = [](int64_t at, int64_t border, int64_t length) {
+        return size_t(border + std::clamp<int64_t>(at - border, 0, length - 1));
+    };
+    for (size_t c = 0; c < channels; c++)
+        for (size_t y = 0; y < around / columns; y++)
+            for (size_t x = 0; x < columns; x++)
+                CHECK(place(c, y, x) == place(c, held(int64_t(y), planes.border, planes.height),
+                                              held(int64_t(x), planes.border, planes.width)));
+
+    const uint32_t bits = uint32_t(between(9, 15));
+    for (size_t i = 0; i < data.size; i++)
+        data[i] = int16_t(random32());
+    for (const int8_t *more : {static_cast<const int8_t *>(nullptr), static_cast<const int8_t *>(added.get())}) {
+        CHECK(linnet_planes_narrow(&planes, bits, more, narrow.get()) == even);
+        for (size_t i = 0; !even && i < narrow.size; i++) {
+            const int32_t sum = inside(i) + (more ? more[i] * (1 << (bits - 8)) : 0);
+            CHECK(narrow[i] == std::clamp((sum + (1 << (bits - 9))) >> (bits - 8), -128, 127));
+        }
+    }
+    CHECK(linnet_planes_narrow(&planes, between(0, 1) ? 8 : 16, nullptr, narrow.get()) == LINNET_ERROR_ARGUMENT);
+
+    switch (between(0, 4)) {
+    case 0: whole[whole.size - 1] = int32_t(value_channels); break;
+    case 1: part[0] = -1; break;
+    case 2: planes.width = block > 1 ? planes.width + 1 : 0; break;
+    case 3: planes.height = planes.width = 0xffffffff; break;
+    default: planes.data = nullptr;
+    }
+    CHECK(join() == LINNET_ERROR_ARGUMENT);
+    planes.channels = 0;
+    CHECK(linnet_planes_edge(&planes) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_planes_fill(&planes, values.get()) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_planes_narrow(&planes, 12, nullptr, narrow.get()) == LINNET_ERROR_ARGUMENT);
 }
 
 // Walks: outside a frame 16 pixels mirror those inside, then the last of them repeats.
@@ -723,7 +824,10 @@ void try_null()
     CHECK(linnet_pixels_to_planes(nullptr, 1, 1, 3, 0, 0, 2, 2, nullptr) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_planes_to_pixels(nullptr, 1, 1, 0, 0, 1, 1, nullptr, 3) == LINNET_ERROR_ARGUMENT);
     CHECK(linnet_planes_fill(nullptr, nullptr) == LINNET_ERROR_ARGUMENT);
-    CHECK(linnet_filter_rows(nullptr, nullptr, 0, 0, nullptr) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_planes_join(nullptr, nullptr, 1, 1, nullptr, nullptr, 0) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_planes_edge(nullptr) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_planes_narrow(nullptr, 12, nullptr, nullptr) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_filter_rows(nullptr, nullptr, nullptr, nullptr, 0, 0, nullptr) == LINNET_ERROR_ARGUMENT);
     linnet_tables_destroy(nullptr);
     try_null_beside_good_arguments();
     CHECK(linnet_search_size(0) <= 4 && linnet_search_size(SIZE_MAX) == SIZE_MAX);
@@ -749,6 +853,7 @@ int main(int argc, char **argv)
         try_blocks();
         try_strips();
         try_filter();
+        try_planes();
         try_pixels();
     }
     return 0;
