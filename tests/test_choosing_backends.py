@@ -122,7 +122,7 @@ def test_kernels_that_saturate_give_way_network_by_network(bundle: Bundle, monke
     }
     monkeypatch.setattr(bundle, "graphs", lambda form: broken if form == "onnxruntime" else Bundle.graphs(bundle, form))
     backend = backends.select("onnxruntime", bundle)
-    others = {**dict.fromkeys(bundle.networks, "integer"), "analysis": "filters"}
+    others = {**dict.fromkeys(bundle.networks, "integer"), "analysis": "filters", "synthesis": "filters"}
     assert _kernels_used(backend, bundle) == {**others, "context_1": "float", "hyper_analysis": "float"}
     for network in ("context_1", "hyper_analysis"):
         inputs, expected = bundle.known_answer(network)

@@ -100,8 +100,10 @@ def test_layers_of_a_frame(codec: Codec, tmp_path: Path) -> None:
     for name, network in codec.bundle.networks.items():
         timed = {row["layer"]: row for row in rows if row["network"] == name}
         computing = [node.name for node in network.nodes if isinstance(node, Conv)]
-        assert set(computing) <= set(timed)
-        assert all(timed[layer]["gmac_per_s"] > 0 and len(timed[layer]["samples_ms"]) == 2 for layer in computing)
+        assert {part for layer in timed for part in layer.split("+")} >= set(computing)
+        for layer, row in timed.items():
+            assert len(row["samples_ms"]) == 2
+            assert (row["gmac_per_s"] > 0) == (not set(computing).isdisjoint(layer.split("+")))
     for direction, name in ((ENCODE, "analysis"), (DECODE, "synthesis")):
         spans = [s for s in last[direction].spans if s.stage == NETWORK + name]
         inside = [t for t in times if t.network == name and any(s.start - 1e6 <= t.start <= s.end for s in spans)]

@@ -78,7 +78,8 @@ def rows(
     total = sum(float(values.sum()) for values in samples.values())
     found = []
     for (network, layer), values in samples.items():
-        done = work.get((network, layer), Work(0, 0))
+        parts = [work.get((network, part), Work(0, 0)) for part in layer.split("+")]
+        done = Work(sum(part.macs for part in parts), sum(part.bytes for part in parts))
         median = float(np.median(values))
         found.append(
             {
@@ -102,13 +103,13 @@ def layer_of(network: Network, unit: str) -> str:
     """The layer of `network` that an engine's unit belongs to; BETWEEN where its name says nothing.
 
     The units are named by the exporter: after a layer or its output, then a slash (`calibration.onnx_forms`). An
-    engine that fuses several joins their names; the first convolution among them gives the row its name.
+    engine that fuses several joins their names; the convolutions among them, joined by "+", give the row its name.
     """
     ours: dict[str, Node] = {node.output: node for node in network.nodes} | {node.name: node for node in network.nodes}
     named = [ours[part] for part in re.split(r"/\w*|[\s+,:()\[\]{}]+", unit) if part in ours]
-    for node in named:
-        if isinstance(node, Conv):
-            return node.name
+    convolutions = dict.fromkeys(node.name for node in named if isinstance(node, Conv))
+    if convolutions:
+        return "+".join(convolutions)
     return named[0].name if named else BETWEEN
 
 

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".portability"
 COMPILER = "aarch64-linux-gnu-g++"
 FLAGS = (
-    "-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-ffp-contract=off", "-fno-exceptions",
-    "-fno-rtti",
+    "-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-ffp-contract=off",
+    "-fno-trapping-math", "-fno-exceptions", "-fno-rtti",
 )  # fmt: skip
 """Those of setup.py."""
 ARM_CPU = """processor\t: {number}
