@@ -165,10 +165,16 @@ def test_gains_that_are_too_coarse_are_found_out(photograph: np.ndarray) -> None
 def test_tuned_gains_go_into_a_checkpoint(
     folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"COUNTED_CROPS": 2, "CROPS": 1, "CROP": 64}.items():
+    for name, value in {"COUNTED_CROPS": 2, "COUNTED_CROP": 64, "PIECES": 1, "PIECE": 64}.items():
         monkeypatch.setattr(tune_gains, name, value)
     out = tmp_path / "tuned.pt"
     monkeypatch.setattr("sys.argv", ["tune_gains", str(folder), str(start), str(out), "--rounds", "1"])
+    with (
+        monkeypatch.context() as many,
+        pytest.raises(SystemExit, match="3 pictures have 64 x 64 pixels or more: give at"),
+    ):
+        many.setattr(tune_gains, "PIECES", 4)
+        tune_gains.main()
     tune_gains.main()
     given, tuned = (torch.load(path, weights_only=True) for path in (start, out))
     assert tuned["architecture"] == given["architecture"] and tuned["symbol_counts"].sum() > 1000
