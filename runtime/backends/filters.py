@@ -50,7 +50,7 @@ class FilterBackend:
         self._networks, self._rest = networks, rest
         plans = {name: plan(network) for name, network in networks.items()}
         self._plans = {name: found for name, found in plans.items() if found and (rest or not found.rest)}
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or _usable_cores()
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
         self._times: list[LayerTime] | None = None
 
@@ -80,6 +80,9 @@ class FilterBackend:
         self._each(items, lambda item, pool: self._do(network, found.before, shapes, item, pool))
         if found.rest:
             assert self._rest is not None
+            read_later = {step.planes for step in found.after if isinstance(step, Narrow)}
+            for item in items:
+                item.planes = {name: item.planes[name] for name in read_later}
             feed = {name: _stacked([item.values[name] for item in items]) for name in found.rest.inputs}
             for name, value in zip(found.rest.outputs, self._rest.run(network, feed), strict=True):
                 for item, part in zip(items, value, strict=True):
@@ -103,7 +106,7 @@ class FilterBackend:
         item: _Item,
         pool: ThreadPoolExecutor | None,
     ) -> None:
-        """The `steps` in order."""
+        """Take `steps` in order; threads of `pool` share the rows of convolutions."""
         stored = self._plans[network].planes
         for step in steps:
             started = time.perf_counter_ns()
@@ -139,6 +142,12 @@ class FilterBackend:
             core.filter_rows(terms, target, step.places, first, last, step.grow)
 
         list((pool.map if pool and parts > 1 else map)(rows, edges[:-1], edges[1:]))
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _stacked(items: Sequence[np.ndarray]) -> np.ndarray:
