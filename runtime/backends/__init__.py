@@ -53,8 +53,9 @@ class _Tested:
 
     @property
     def inner(self) -> Backend:
-        """The backend that was chosen first, for the smallest network."""
-        return next(iter(self._chosen.values()))
+        """The backend that was chosen first, for the smallest network; one for whole networks if there is any."""
+        chosen = list(self._chosen.values())
+        return next((backend for backend in chosen if not hasattr(backend, "runs")), chosen[0])
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return self.choose(network).run(network, inputs)

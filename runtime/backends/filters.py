@@ -74,7 +74,7 @@ class FilterBackend:
         own, found = self._networks[network], self._plans[network]
         shapes = own.shapes({name: value.shape for name, value in inputs.items()})
         items = [
-            _Item({name: value[number] for name, value in inputs.items()})
+            _Item({name: np.ascontiguousarray(value[number]) for name, value in inputs.items()})
             for number in range(shapes[next(iter(inputs))][0])
         ]
         self._each(items, lambda item, pool: self._do(network, found.before, shapes, item, pool))

@@ -1,5 +1,5 @@
-// The inner loop of the linear filters, in 16-bit integers: positions lie side by side in a vector, and two channels in each
-// of its lanes, whose products the processor adds.
+// The inner loop of the linear filters, in 16-bit integers: positions lie side by side in a vector, and two channels in
+// each of its lanes, whose products the processor adds.
 #include <algorithm>
 #include <cstring>
 

@@ -84,7 +84,7 @@ public:
         strip_(part_, corner_ + 2 * (y * part_.row + x), count, sums);
         for (uint32_t o = 0; o < std::min(kFilterOutputs, filter_.outputs - output); o++)
             for (uint32_t i = 0; i < kFilterStrip; i++)
-                sums[o * kFilterStrip + i] = int32_t(uint32_t(sums[o * kFilterStrip + i]) + uint32_t(filter_.bias[output + o]));
+                sums[o * kFilterStrip + i] += uint32_t(filter_.bias[output + o]);
     }
 
     void to_floats(const int32_t *sums, uint32_t output, float *results) const
@@ -169,8 +169,8 @@ bool fits(const linnet_filter *filter, const linnet_planes *source, const linnet
            source->width * uint64_t(target->grow) == target->width * uint64_t(target->block);
 }
 
-// Calls visit(position, numbers, count) for neighbouring positions of a row, at most kNeighbours of them, and what their
-// first two channels have.
+// Calls visit(position, numbers, count) for at most kNeighbours neighbouring positions of a row, with what their first
+// two channels have.
 constexpr uint32_t kNeighbours = 64;
 
 template <typename Visit>

@@ -114,7 +114,7 @@ LINNET_INLINE void round_latents(uint32_t n, const float *__restrict latent, uin
     }
 }
 
-// The loops above, which compilers turn into vector code: once for every processor, and once for those with wider vectors.
+// The loops above, which compilers turn into vector code: once for every processor, and once for wider vectors.
 struct Loops {
     void (*choose_tables)(uint32_t, const int8_t *, const int16_t *, uint32_t, uint8_t *);
     void (*subtract)(const Channels &, const float *, const int8_t *, float *);
@@ -122,18 +122,17 @@ struct Loops {
     void (*round_latents)(uint32_t, const float *, uint8_t *);
 };
 
-#define LINNET_LOOPS(name, target)                                                                                       \
-    constexpr Loops name = {                                                                                             \
-        [](uint32_t n, const int8_t *scale, const int16_t *offset, uint32_t tables, uint8_t *index) target {             \
-            choose_tables(n, scale, offset, tables, index);                                                              \
-        },                                                                                                               \
-        [](const Channels &channels, const float *latent, const int8_t *mean, float *residual) target {                  \
-            subtract(channels, latent, mean, residual);                                                                  \
-        },                                                                                                               \
-        [](const Channels &channels, const int8_t *mean, const int16_t *level, int8_t *whole, int8_t *quarters) target { \
-            dequantize(channels, mean, level, whole, quarters);                                                          \
-        },                                                                                                               \
-        [](uint32_t n, const float *latent, uint8_t *place) target { round_latents(n, latent, place); },                 \
+#define LINNET_LOOPS(name, target)                                                                           \
+    constexpr Loops name = {                                                                                 \
+        [](uint32_t n, const int8_t *scale, const int16_t *offset, uint32_t tables, uint8_t *index) target { \
+            choose_tables(n, scale, offset, tables, index);                                                  \
+        },                                                                                                   \
+        [](const Channels &channels, const float *latent, const int8_t *mean, float *residual) target {      \
+            subtract(channels, latent, mean, residual);                                                      \
+        },                                                                                                   \
+        [](const Channels &channels, const int8_t *mean, const int16_t *level, int8_t *whole,                \
+           int8_t *quarters) target { dequantize(channels, mean, level, whole, quarters); },                 \
+        [](uint32_t n, const float *latent, uint8_t *place) target { round_latents(n, latent, place); },     \
     };
 
 LINNET_LOOPS(kPlainLoops, )

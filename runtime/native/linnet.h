@@ -235,7 +235,7 @@ typedef struct linnet_filter {
 /* Where results go: those at (y, x) to one of
  *
  *     block > 1   position (y / block, x / block), as channel[y % block][x % block][output]
- *     grow > 1    positions (grow * y + i, grow * x + j), as channel c, where channel[output] = (c * grow + i) * grow + j
+ *     grow > 1    position (grow * y + i, grow * x + j), as channel c; channel[output] is (c * grow + i) * grow + j
  *     both 1      position (y, x), as channel[output]
  *
  * or nowhere where `channel` is -1. Integers go to planes, float32 to an array (height, width, channels), with `border`
