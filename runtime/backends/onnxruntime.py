@@ -83,6 +83,8 @@ class OnnxRuntimeBackend:
             self._provider = self._provider[0], {**self._provider[1], "trt_engine_cache_path": str(folder)}
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        # Its threads would spin on after each network, on the cores that the native core's threads then want.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what fails raises, and is told by us
         # Frames differ in size: planning memory for one shape and keeping an arena only holds memory.
         options.enable_mem_pattern = False
