@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..runtime.cores import usable_cores
+
 PACKAGES = (
     "linnet", "numpy", "onnxruntime", "opencv-python-headless", "opencv-python", "pillow", "imagecodecs",
     "tifffile", "rasterio", "glymur",
@@ -39,10 +41,6 @@ def fingerprint() -> dict[str, Any]:
         "versions": package_versions(),
         "commit": commit(),
     }
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def package_versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, board, defaults
+from .runtime.cores import usable_cores
 
 CPU_FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16",  # x86
@@ -100,12 +101,11 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def _cpu() -> dict[str, Any]:
-    import os
 
     fields = _proc_cpuinfo()
     flags = set(f"{fields.get('flags', '')} {fields.get('Features', '')}".split())
     model = fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     return {"model": model, "cores": cores, "features": [name for name in CPU_FEATURES if name in flags]}
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...runtime.backends.onnxruntime import OnnxRuntimeBackend
+from ...runtime.cores import usable_cores
 from ...runtime.network import Conv, Network
-from .. import host
 
 SIDE = 64
 """Positions across and down: the work is a few milliseconds, so that the best run is one that nobody interrupted."""
@@ -34,7 +34,7 @@ def measure(settings: dict[str, Any], progress: Callable[[], object]) -> dict[st
     """The ceilings for OnnxRuntimeBackend with `settings`; raises ImportError where the package onnx is missing."""
     computing = convolutions(settings, progress)
     best = max(computing, key=lambda name: computing[name])
-    threads = settings["threads"] or host.usable_cores()
+    threads = settings["threads"] or usable_cores()
     return {
         "gmac_per_s": computing[best],
         "gb_per_s": copy_gb_per_s(threads),

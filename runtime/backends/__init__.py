@@ -187,13 +187,9 @@ def _onnxruntime(name: str, bundle: Bundle, threads: int | None) -> Backend:
         candidates = [OnnxRuntimeBackend(qdq, threads, name=name)]
     else:
         graphs = bundle.graphs("onnxruntime")
-        rest = bundle.rest_graphs
-        candidates = [
-            FilterBackend(
-                bundle.networks, threads, OnnxRuntimeBackend(rest, threads, kernels=kernels) if rest else None
-            )
-            for kernels in KERNELS[:2]
-        ]
+        left = bundle.rest_graphs
+        rests = [OnnxRuntimeBackend(left, threads, kernels=kernels) for kernels in KERNELS[:2]] if left else [None]
+        candidates = [FilterBackend(bundle.networks, threads, rest) for rest in rests]
         candidates += [
             OnnxRuntimeBackend(qdq if kernels == "float" else graphs, threads, kernels=kernels) for kernels in KERNELS
         ]

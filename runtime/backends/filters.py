@@ -6,7 +6,6 @@ every number is moved several times; here each result is written to where it is 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import core
+from ..cores import usable_cores
 from ..network import Network
-from .filter_plan import Fill, Filters, Gather, Narrow, Step, plan
+from .filter_plan import Fill, Filters, Gather, Narrow, Plan, Step, Stored, plan
 from .layers import LayerTime
 
 if TYPE_CHECKING:
@@ -48,15 +48,21 @@ class FilterBackend:
         self, networks: Mapping[str, Network], threads: int | None = None, rest: Backend | None = None
     ) -> None:
         self._networks, self._rest = networks, rest
-        plans = {name: plan(network) for name, network in networks.items()}
-        self._plans = {name: found for name, found in plans.items() if found and (rest or not found.rest)}
-        self._threads = threads or _usable_cores()
+        self._plans: dict[str, Plan | None] = {}
+        self._threads = threads or usable_cores()
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
         self._times: list[LayerTime] | None = None
 
     def runs(self, network: str) -> bool:
         """Whether `network` is one of them."""
-        return network in self._plans
+        return self._plan(network) is not None
+
+    def _plan(self, network: str) -> Plan | None:
+        """Made when it is first asked for: another backend may be chosen before."""
+        if network not in self._plans:
+            found = plan(self._networks[network])
+            self._plans[network] = found if found and (self._rest or not found.rest) else None
+        return self._plans[network]
 
     @contextmanager
     def layer_times(self) -> Iterator[list[LayerTime]]:
@@ -71,13 +77,14 @@ class FilterBackend:
         times += others
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        own, found = self._networks[network], self._plans[network]
+        own, found = self._networks[network], self._plan(network)
+        assert found is not None, "ask `runs` first"
         shapes = own.shapes({name: value.shape for name, value in inputs.items()})
         items = [
             _Item({name: np.ascontiguousarray(value[number]) for name, value in inputs.items()})
             for number in range(shapes[next(iter(inputs))][0])
         ]
-        self._each(items, lambda item, pool: self._do(network, found.before, shapes, item, pool))
+        self._each(items, lambda item, pool: self._do(network, found.before, found.planes, shapes, item, pool))
         if found.rest:
             assert self._rest is not None
             read_later = {step.planes for step in found.after if isinstance(step, Narrow)}
@@ -87,7 +94,7 @@ class FilterBackend:
             for name, value in zip(found.rest.outputs, self._rest.run(network, feed), strict=True):
                 for item, part in zip(items, value, strict=True):
                     item.values[name] = part
-            self._each(items, lambda item, pool: self._do(network, found.after, shapes, item, pool))
+            self._each(items, lambda item, pool: self._do(network, found.after, found.planes, shapes, item, pool))
         return [_stacked([item.values[name] for item in items]) for name in own.outputs]
 
     def _each(self, items: Sequence[_Item], do: Callable[[_Item, ThreadPoolExecutor | None], None]) -> None:
@@ -102,12 +109,12 @@ class FilterBackend:
         self,
         network: str,
         steps: Sequence[Step],
+        stored: Mapping[str, Stored],
         shapes: Mapping[str, tuple[int, ...]],
         item: _Item,
         pool: ThreadPoolExecutor | None,
     ) -> None:
         """Take `steps` in order; threads of `pool` share the rows of convolutions."""
-        stored = self._plans[network].planes
         for step in steps:
             started = time.perf_counter_ns()
             if step.makes in stored and step.makes not in item.planes:
@@ -142,12 +149,6 @@ class FilterBackend:
             core.filter_rows(terms, target, step.places, first, last, step.grow)
 
         list((pool.map if pool and parts > 1 else map)(rows, edges[:-1], edges[1:]))
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _stacked(items: Sequence[np.ndarray]) -> np.ndarray:
