@@ -119,7 +119,7 @@ def losses(
 def validate(codec: LatentCodec, images: list[np.ndarray], structure: bool = False) -> list[tuple[float, float]]:
     """(bits per pixel, `decibels`) at each validation quality over 256x256 centre crops of `images`."""
     codec.eval()
-    crops = to_full_scale(np.stack([_centre(image, 256) for image in images]), codec.device)
+    crops = to_full_scale(np.stack([centre(image, 256) for image in images]), codec.device)
     points = []
     with torch.no_grad():
         for quality in VALIDATION_QUALITIES:
@@ -130,7 +130,8 @@ def validate(codec: LatentCodec, images: list[np.ndarray], structure: bool = Fal
     return points
 
 
-def _centre(image: np.ndarray, side: int) -> np.ndarray:
+def centre(image: np.ndarray, side: int) -> np.ndarray:
+    """The `side` x `side` pixels in the middle of (H, W, 3), which is at least as large."""
     y, x = ((length - side) // 2 for length in image.shape[:2])
     return image[y : y + side, x : x + side]
 

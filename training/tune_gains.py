@@ -23,7 +23,7 @@ from ..export.bundling import count_symbols, load_codec
 from ..export.models.latent_codec import GAIN_ANCHORS, LatentCodec
 from ..runtime import core
 from .data import Photographs
-from .train import COUNTED_CROPS, decibels, distortion
+from .train import COUNTED_CROPS, centre, decibels, distortion
 
 PIECES, PIECE, BATCH = 18, 448, 3
 """Pictures, whose middles count. Many small crops are smooth, and gain decibels for hardly any bits."""
@@ -101,11 +101,7 @@ def middles(pictures: list[np.ndarray], rng: np.random.Generator) -> Tensor:
     large = [picture for picture in pictures if min(picture.shape[:2]) >= PIECE]
     if len(large) < PIECES:
         raise SystemExit(f"{len(large)} pictures have {PIECE} x {PIECE} pixels or more: give at least {PIECES} such")
-    pieces = []
-    for number in rng.permutation(len(large))[:PIECES]:
-        y, x = ((side - PIECE) // 2 for side in large[number].shape[:2])
-        pieces.append(large[number][y : y + PIECE, x : x + PIECE])
-    return to_full_scale(np.stack(pieces))
+    return to_full_scale(np.stack([centre(large[number], PIECE) for number in rng.permutation(len(large))[:PIECES]]))
 
 
 def main() -> None:
