@@ -8,7 +8,7 @@ of more than 8 bits in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,6 @@ from ..runtime.network import (
     EXACT,
     FLOAT,
     FREE,
-    MIN_SHIFT,
     WIDE,
     Add,
     Concat,
@@ -34,6 +33,7 @@ from ..runtime.network import (
     SpaceToDepth,
 )
 from .onnx_double import double_form
+from .onnx_fillers import OUTPUTS, widened, with_fillers
 from .onnx_graph import (
     END,
     TO_NCHW,
@@ -48,8 +48,8 @@ from .onnx_graph import (
 )
 from .onnx_wide import WideIntegers
 
-FAST_CHANNELS = 4
-"""Channels that ONNX Runtime's kernels take at a time."""
+MOST_RUNS = 4
+"""Of neighbouring channels that a Select takes, for which slices are faster than a Gather."""
 
 
 def qdq_form(network: Network) -> bytes:
@@ -156,7 +156,7 @@ def onnxruntime_form(network: Network) -> bytes:
     """The network over uint8 with zero point 128. Boundary tensors are uint8 NHWC (raw outputs float32)."""
     if WIDE in network.formats:
         return double_form(network)
-    network = _with_fillers(network)
+    network = with_fillers(network)
     graph = Graph(network)
     scale = graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP))
     zero = graph.constant("zero", np.uint8(ZERO_POINT))
@@ -209,14 +209,30 @@ def onnxruntime_form(network: Network) -> bytes:
             packed = space_to_depth_nhwc(graph, node, network, x)
             graph.add("Transpose", [packed], out, perm=TO_NCHW)
         elif isinstance(node, Select):
-            channels = graph.constant(f"{node.output}/channels", np.array(node.channels))
-            graph.add("Gather", [alias[node.source], channels], out, axis=1)
+            _selected(graph, node, alias[node.source], out)
         elif isinstance(node, EdgePad):
             pads = graph.constant(f"{out}/pads", np.array([0, 0, node.width, node.width] * 2))
             graph.add("Pad", [alias[node.source], pads], out, mode="edge")
     for name in network.outputs:
         graph.add("Transpose", [alias[name]], name, perm=TO_NHWC)
     return graph.model(TensorProto.UINT8)
+
+
+def _selected(graph: Graph, node: Select, source: str, out: str) -> None:
+    """Channels in a few runs as slices, which ONNX Runtime moves run by run; a Gather moves single bytes."""
+    starts = [0, *(np.flatnonzero(np.diff(node.channels) != 1) + 1), len(node.channels)]
+    if len(starts) - 1 > MOST_RUNS:
+        channels = graph.constant(f"{node.output}/channels", np.array(node.channels))
+        graph.add("Gather", [source, channels], out, axis=1)
+        return
+    runs = [(node.channels[a], node.channels[b - 1] + 1) for a, b in itertools.pairwise(starts)]
+    if len(runs) == 1:
+        graph.add("Slice", [source, *slice_bounds(graph, *runs[0], 1)], out)
+        return
+    names = [f"{out}/run_{i}" for i in range(len(runs))]
+    for run, name in zip(runs, names, strict=True):
+        graph.add("Slice", [source, *slice_bounds(graph, *run, 1)], name)
+    graph.add("Concat", names, out, axis=1)
 
 
 def _beside(network: Network, node: Conv) -> list[Conv]:
@@ -229,47 +245,10 @@ def _beside(network: Network, node: Conv) -> list[Conv]:
     return [other for other in network.nodes if keeps_planes(other)] if keeps_planes(node) else [node]
 
 
-def _with_fillers(network: Network) -> Network:
-    """The same network with copies of other channels, under zero weights, where they make a convolution's input a
-    multiple of FAST_CHANNELS: ONNX Runtime takes twice as long for 41 channels as for 44."""
-    made = {node.output: node for node in network.nodes}
-    alone, channels = _read_once(network), network.channels
-    replaced: dict[str, list[Node]] = {}
-    for node in network.nodes:
-        if not isinstance(node, Conv) or node.raw or node.format == FLOAT or node.source not in alone:
-            continue
-        missing = -node.weight.shape[1] % FAST_CHANNELS
-        source = made[node.source]
-        if missing and (filled := _filled(source, made, alone, missing, channels)):
-            replaced |= filled
-            filler = np.zeros((len(node.weight), missing, *node.weight.shape[2:]), np.int8)
-            replaced[node.output] = [replace(node, weight=np.concatenate([node.weight, filler], 1))]
-    nodes = [new for node in network.nodes for new in replaced.get(node.output, [node])]
-    return replace(network, nodes=tuple(nodes))
-
-
 def _read_once(network: Network) -> set[str]:
     """The nodes' outputs that one node reads, and nobody else."""
     readers = network.readers
     return {node.output for node in network.nodes if len(readers[node.output]) == 1} - set(network.outputs)
-
-
-def _filled(
-    node: Node, made: Mapping[str, Node], alone: set[str], missing: int, channels: Mapping[str, int]
-) -> dict[str, list[Node]]:
-    """What stands for `node` and what it reads, by output, so that it gives `missing` more channels; empty where it
-    cannot."""
-    if isinstance(node, Concat):
-        first = node.sources[0]
-        if channels[first] < missing:
-            return {}
-        filler = Select(f"{node.name}_filler", first, f"{node.output}_filler", tuple(range(missing)))
-        return {node.output: [filler, replace(node, sources=(*node.sources, filler.output))]}
-    if isinstance(node, Select) and len(node.channels) >= missing:
-        return {node.output: [replace(node, channels=node.channels + node.channels[:missing])]}
-    if isinstance(node, DepthToSpace) and not node.phases_first and node.source in alone:
-        return _filled(made[node.source], made, alone, missing * node.block**2, channels)
-    return {}
 
 
 def _depth_first_sources(network: Network) -> dict[str, int]:
@@ -286,42 +265,30 @@ def _depth_first_sources(network: Network) -> dict[str, int]:
 
 
 def _quantised_convolution(graph: Graph, node: Conv, source: str, out: str, block: int | None) -> None:
-    """QLinearConv. `block` orders the output channels (dy, dx, channel), for `_depth_to_space_nhwc`.
-
-    A channel count that is no multiple of 8 is padded to one of 16 and cut again: 12 channels take twice as long as 16.
-    """
+    """QLinearConv. `block` orders the output channels (dy, dx, channel), for `_depth_to_space_nhwc`."""
     channels = len(node.weight)
-    order = np.arange(channels)
     if block:
-        order = order.reshape(-1, block * block).T.ravel()
-    padded = channels if channels % 8 == 0 else -(-channels // 16) * 16
-
-    def arranged(values: np.ndarray, fill: int) -> np.ndarray:
-        extra = np.full((padded - channels, *values.shape[1:]), fill, values.dtype)
-        return np.concatenate([values[order], extra])
-
+        order = np.arange(channels).reshape(-1, block * block).T.ravel()
+        scale = None if node.scale is None else node.scale[order]
+        node = replace(node, weight=node.weight[order], bias=node.bias[order], shift=node.shift[order], scale=scale)
+    readers = graph.network.readers[node.output]
+    node = widened(node, -channels % OUTPUTS)
     name = node.name
     scale, zero = (
         graph.constant("scale", np.float32(2.0**-ACTIVATION_EXP)),
         graph.constant("zero", np.uint8(ZERO_POINT)),
     )
-    weight = graph.constant(f"{name}/weight", arranged(node.weight, 0))
-    if node.format == FREE:
-        steps = arranged(node.scale, 1)
-    else:
-        steps = np.exp2(-arranged(node.shift, MIN_SHIFT).astype(np.float32))
+    weight = graph.constant(f"{name}/weight", node.weight)
+    steps = node.scale if node.format == FREE else np.exp2(-node.shift.astype(np.float32))
     weight_scale = graph.constant(f"{name}/weight_scale", steps)
-    weight_zero = graph.constant(f"{name}/weight_zero", np.zeros(padded, np.int8))
-    bias = graph.constant(f"{name}/bias", arranged(node.bias, 1))
+    weight_zero = graph.constant(f"{name}/weight_zero", np.zeros(len(steps), np.int8))
+    bias = graph.constant(f"{name}/bias", node.bias)
     inputs = [source, scale, zero, weight, weight_scale, weight_zero, scale, zero, bias]
-    if padded == channels:
-        graph.add("QLinearConv", inputs, out, **conv_geometry(node))
-        return
-    wide = graph.add("QLinearConv", inputs, f"{out}/wide", **conv_geometry(node))
-    bounds = [
-        graph.constant(f"{name}/{key}", np.array([v])) for key, v in (("first", 0), ("last", channels), ("axis", 1))
-    ]
-    graph.add("Slice", [wide, *bounds], out)
+    # Who selects channels does not mind that there are more.
+    exact = len(steps) == channels or (readers and all(isinstance(reader, Select) for reader in readers))
+    result = graph.add("QLinearConv", inputs, out if exact else f"{out}/wide", **conv_geometry(node))
+    if not exact:
+        graph.add("Slice", [result, *slice_bounds(graph, 0, channels, 1)], out)
 
 
 def _depth_to_space_nhwc(graph: Graph, node: DepthToSpace, source: str, out: str) -> None:

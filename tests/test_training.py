@@ -44,8 +44,8 @@ def test_smoke_training_resumes_and_exports(
     monkeypatch.setattr(training, "COUNTED_CROPS", 4)
     training.train(folder, tmp_path, steps=9)
     first = torch.load(tmp_path / "last.pt", weights_only=True)
-    with pytest.raises(SystemExit, match="architecture wavelet, not wavelet-micro: leave --model out"):
-        training.train(folder, tmp_path, steps=15, model="wavelet-micro")
+    with pytest.raises(SystemExit, match="architecture wavelet2, not wavelet2-micro: leave --model out"):
+        training.train(folder, tmp_path, steps=15, model="wavelet2-micro")
     training.train(folder, tmp_path, steps=15)
     second = torch.load(tmp_path / "last.pt", weights_only=True)
     assert second["steps"] == 15 and first["steps"] == 9
@@ -96,7 +96,7 @@ def test_another_model_keeps_the_transforms_it_starts_with(
     folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "COUNTED_CROPS", 2)
-    training.train(folder, tmp_path, steps=6, model="wavelet-micro", start=start, batch=1)
+    training.train(folder, tmp_path, steps=6, model="wavelet2-micro", start=start, batch=1)
     given, taken = transforms(start), transforms(tmp_path / "last.pt")
     assert len(given) > 60
     assert [name for name in taken if not torch.equal(taken[name], given[name])] == []
@@ -138,7 +138,7 @@ def test_a_bundle_can_be_trained_on(
     monkeypatch.setattr(training, "COUNTED_CROPS", 2)
     training.train(folder, tmp_path, steps=2, start=shipped()["micro"], only_exact=True, batch=1)
     checkpoint = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert (checkpoint["architecture"], checkpoint["steps"]) == ("wavelet-micro", 2)
+    assert (checkpoint["architecture"], checkpoint["steps"]) == ("wavelet2-micro", 2)
     with pytest.raises(SystemExit, match=r"--start: bundle tiny holds a codec of another kind"):
         training.train(folder, tmp_path / "tiny", steps=2, start=TINY)
 
@@ -185,10 +185,10 @@ def test_tuned_gains_go_into_a_checkpoint(
 def test_starts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     older = tmp_path / "older.pt"
     torch.save({"architecture": "camera", "average": {"analysis.bypass.weight": torch.zeros(1)}}, older)
-    with pytest.raises(SystemExit, match="architecture camera, which is none of wavelet, wavelet-micro"):
+    with pytest.raises(SystemExit, match="architecture camera, which is none of wavelet2, wavelet2-micro"):
         training.train(folder, tmp_path / "run", steps=1, start=older)
     with pytest.raises(SystemExit, match="other transforms than wavelet"):
-        training.train(folder, tmp_path / "run", steps=1, model="wavelet", start=older)
+        training.train(folder, tmp_path / "run", steps=1, model="wavelet2", start=older)
 
 
 def test_exact_layer_is_on_the_integer_grid() -> None:

@@ -55,7 +55,7 @@ GRADIENT_LIMIT = 1.0
 NORM_LIMIT = 1.4
 """Largest norm of a saturating layer's stored weight per output channel (it starts near 1). Without it Adam's noise
 grows the weights until every activation is at a bound and nothing upstream learns."""
-DEFAULT_MODEL = "wavelet"
+DEFAULT_MODEL = "wavelet2"
 CHECKPOINT_SECONDS = 180
 UNLIMITED = {"out", "mix"}
 """Layers that stay linear, which NORM_LIMIT does not concern, beside the linear filters."""
@@ -272,12 +272,13 @@ class Trainer:
         device: str = "cpu",
         batch: int | None = None,
         learning_rate: float = LEARNING_RATE,
+        count: bool = True,
         worker: int = 0,
         processes: int = 1,
     ) -> None:
         self.checkpoint, self.seconds, self.most_steps = out / "last.pt", minutes * 60, steps
         self.structure, self.only_exact = structure, only_exact
-        self.worker, self.processes, self.learning_rate = worker, processes, learning_rate
+        self.worker, self.processes, self.learning_rate, self.count = worker, processes, learning_rate, count
         self.photographs = Photographs(folder)
         self.device, self.batch = torch.device(device), batch
         source = self.checkpoint if self.checkpoint.exists() else start
@@ -407,7 +408,7 @@ class Trainer:
         with self.checkpoint.with_name("curve.csv").open("a", newline="") as file:
             csv.writer(file).writerow([*row, *(value for point in points for value in point)])
         state = {name: getattr(self, name).state_dict() for name in ("codec", "average", "optimizer")}
-        if self.share >= 1:
+        if self.share >= 1 and self.count:
             crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
             state["symbol_counts"] = count_symbols(self.average, crops)
         temporary = self.checkpoint.with_suffix(".tmp")
@@ -431,6 +432,7 @@ def train(
     device: str = "cpu",
     batch: int | None = None,
     learning_rate: float = LEARNING_RATE,
+    count: bool = True,
     processes: int = 1,
     threads: int = 1,
 ) -> None:
@@ -439,12 +441,14 @@ def train(
 
     With `structure` the distortion is 1 - MS-SSIM, and linear filters stay as they are. With `keep_transforms`, and
     always where `model` is another one than that in `start`, only what predicts the latents is trained, for the rate.
-    `only_exact` leaves out what comes before quantisation-aware training. `batch` replaces that of all phases.
+    `only_exact` leaves out what comes before quantisation-aware training. `batch` replaces that of all phases. Without
+    `count` the symbols for entropy tables are not counted at the end, and a Laplacian's are exported.
     """
     out.mkdir(parents=True, exist_ok=True)
     settings = {
         "steps": steps, "start": start, "structure": structure, "keep_transforms": keep_transforms,
         "only_exact": only_exact, "model": model, "device": device, "batch": batch, "learning_rate": learning_rate,
+        "count": count,
     }  # fmt: skip
     if processes == 1:
         _work(0, folder, out, minutes, seed, settings, 1, threads)

@@ -34,7 +34,7 @@ LEAST_GAIN = 0.0002
 """Share of the rate below which a move is taken for noise."""
 
 
-class _Slope:
+class Slope:
     """The logarithm of the rate over the distortion in dB, through the anchors' points, straight between them and
     beyond: what a point would cost if only the quality were another."""
 
@@ -73,7 +73,7 @@ def tune(
                 db += decibels(distortion(pixels, part, structure), structure).sum().item()
             return rate, db / len(images)
 
-        slope = _Slope([point(anchor) for anchor in range(GAIN_ANCHORS)])
+        slope = Slope([point(anchor) for anchor in range(GAIN_ANCHORS)])
         groups = [*codec.gain_groups, range(codec.gain_count, gains.shape[1])]
         saved = []
         for anchor in range(GAIN_ANCHORS):

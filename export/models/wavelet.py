@@ -59,15 +59,15 @@ CODING_STEPS = _coding_steps()
 
 def packed_phases(block: int, which: Sequence[tuple[int, int]]) -> list[int]:
     """Channels of bands that `SpaceToDepth` by `block` packed as (dy, dx, band): those at some positions of each 2x2
-    group, in the order (band, position in the group, group), which `F.pixel_shuffle` by block / 2 turns into channels
-    (band, position in the group)."""
+    group, in the order (group, position in the group, band), which `DepthToSpace` by block / 2 turns into channels
+    (position in the group, band). Bands stand together: unpacking moves runs of bytes instead of single ones."""
     half = block // 2
     return [
         ((2 * y + dy) * block + 2 * x + dx) * BANDS + band
-        for band in range(BANDS)
-        for dy, dx in which
         for y in range(half)
         for x in range(half)
+        for dy, dx in which
+        for band in range(BANDS)
     ]
 
 
@@ -83,11 +83,11 @@ def grid_channels(level: int) -> list[int]:
     return [FIRST[level] + place[position * BANDS + band] for band in range(BANDS) for position in range(block**2)]
 
 
-def half_grid_channels(level: int, colours: Sequence[int] = (0, 1)) -> range:
-    """Places in the latent of a level, or of one colour, that `F.pixel_shuffle` by half the level's block turns into
-    channels (colour, band, position in the group) on the grid of the next coarser level."""
-    half = PER_COLOUR * (BLOCKS[level] // 2) ** 2
-    return range(FIRST[level] + colours[0] * half, FIRST[level] + (colours[-1] + 1) * half)
+def colour_channels(level: int, colour: int) -> range:
+    """Places in the latent of one colour of a level, which `DepthToSpace` by half the level's block turns into channels
+    (position in the group, band) on the grid of the next coarser level."""
+    count = PER_COLOUR * (BLOCKS[level] // 2) ** 2
+    return range(FIRST[level] + colour * count, FIRST[level] + (colour + 1) * count)
 
 
 BAND_OF_CHANNEL = list(range(COARSE)) + [
@@ -182,12 +182,36 @@ class Rectify(nn.Module):
         return self.rectify(x)
 
 
+class Unpacked(nn.Module):
+    """A level, or one colour of it, in the latent (N, C, h, w) as channels (colour, position in the group, band) on the
+    grid of the next coarser level; with `parents` as bands on its own grid."""
+
+    def __init__(self, level: int, colours: Sequence[int] = (0, 1), *, parents: bool = False) -> None:
+        super().__init__()
+        half = BLOCKS[level] // 2
+        self.colours = nn.ModuleList(Select(colour_channels(level, colour)) for colour in colours)
+        self.unpack = DepthToSpace(half) if half > 1 else None
+        self.order = None
+        if parents:
+            places = [COLOUR[0][0], COLOUR[0][1], COLOUR[1][0], COLOUR[1][1]]
+            runs = [places.index((dy, dx)) * BANDS for dy in (0, 1) for dx in (0, 1)]
+            self.order = Select([first + band for first in runs for band in range(BANDS)])
+            self.apart = DepthToSpace(2)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        parts = [colour(latent) for colour in self.colours]
+        if self.unpack is not None:
+            parts = [self.unpack(part) for part in parts]
+        x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return x if self.order is None else self.apart(self.order(x))
+
+
 class HyperAnalysis(nn.Module):
     """Companded latent (N, 768, h, w) to the hyper-latent accumulator (N, 64, h/4, w/4)."""
 
     def __init__(self, widths: Widths) -> None:
         super().__init__()
-        self.level1, self.level2 = Select(half_grid_channels(1)), Select(half_grid_channels(2))
+        self.level1, self.level2 = Unpacked(1), Unpacked(2)
         self.coarse = Select(range(FIRST[2]))
         self.rectify1, self.rectify2, self.rectify = Rectify(2 * PER_COLOUR), Rectify(2 * PER_COLOUR), Rectify(FIRST[2])
         self.down8 = ExactConv2d(4 * PER_COLOUR, widths.hyper8, 3, 2)
@@ -196,8 +220,8 @@ class HyperAnalysis(nn.Module):
         self.down64 = ExactConv2d(widths.features, HYPER_CHANNELS, 3, 2, raw=True)
 
     def forward(self, latent: Tensor) -> Tensor:
-        x = self.down8(self.rectify1(F.pixel_shuffle(self.level1(latent), 4)))
-        x = self.down16(torch.cat([self.rectify2(F.pixel_shuffle(self.level2(latent), 2)), x], 1))
+        x = self.down8(self.rectify1(self.level1(latent)))
+        x = self.down16(torch.cat([self.rectify2(self.level2(latent)), x], 1))
         x = self.down32(torch.cat([self.rectify(self.coarse(latent)), x], 1))
         return self.down64(x)
 
@@ -251,15 +275,12 @@ class FineHead(nn.Module):
         self.context = ExactConv2d(channels, width, 3)
         self.hidden = ExactConv2d(width, width, 1)
         self.out = ExactConv2d(width, 2 * PER_COLOUR, 1)
-        half = BLOCKS[level] // 2
-        self.pack = SpaceToDepth(half)
-        # The coded order counts positions last, the packed channels count them first.
-        self.order = Select(
-            [position * 2 * PER_COLOUR + i for i in range(2 * PER_COLOUR) for position in range(half**2)]
-        )
+        self.means, self.scales = Select(range(PER_COLOUR)), Select(range(PER_COLOUR, 2 * PER_COLOUR))
+        self.pack = SpaceToDepth(BLOCKS[level] // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.order(self.pack(self.out(self.hidden(self.context(x)))))
+        x = self.out(self.hidden(self.context(x)))
+        return torch.cat([self.pack(self.means(x)), self.pack(self.scales(x))], 1)
 
 
 class RefiningStep(nn.Module):
@@ -271,24 +292,23 @@ class RefiningStep(nn.Module):
         super().__init__()
         self.half = BLOCKS[level] // 2
         # The features come from 1/16 with all that is coded there, or from level 2's grid with its bands.
-        channels, known = widths.features, FIRST[2]
-        places: Sequence[int] = range(FIRST[2])
-        if level == 1:
-            channels, known, places = widths.fine_features, 2 * PER_COLOUR, half_grid_channels(2)
+        if level == 2:
+            channels, known, self.known = widths.features, FIRST[2], Select(range(FIRST[2]))
+        else:
+            channels, known, self.known = widths.fine_features, 2 * PER_COLOUR, Unpacked(2)
         self.takes = channels * (self.half // 2) ** 2
-        self.unpack, self.known = DepthToSpace(self.half // 2), Select(places)
+        self.unpack = DepthToSpace(self.half // 2)
         self.rectify_known = Rectify(known)
         self.up = ExactConv2d(channels + 2 * known, 4 * widths.fine_features, 3)
         self.pack = SpaceToDepth(self.half)
-        self.parents, self.rectify = Select(grid_channels(level + 1)), Rectify(BANDS)
+        self.parents, self.rectify = Unpacked(level + 1, parents=True), Rectify(BANDS)
         self.head = FineHead(level, widths.fine_features + 2 * BANDS, widths.fine)
 
     def forward(self, features: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
-        known = self.known(coded)
         if self.half > 2:
-            features, known = self.unpack(features), F.pixel_shuffle(known, self.half // 2)
-        features = F.pixel_shuffle(self.up(torch.cat([features, self.rectify_known(known)], 1)), 2)
-        parents = self.rectify(F.pixel_shuffle(self.parents(coded), self.half))
+            features = self.unpack(features)
+        features = F.pixel_shuffle(self.up(torch.cat([features, self.rectify_known(self.known(coded))], 1)), 2)
+        parents = self.rectify(self.parents(coded))
         return self.pack(features), self.head(torch.cat([features, parents], 1))
 
 
@@ -301,14 +321,12 @@ class FineStep(nn.Module):
         self.half = BLOCKS[level] // 2
         self.takes = widths.fine_features * self.half**2
         self.unpack = DepthToSpace(self.half)
-        self.parents, self.colour = Select(grid_channels(level + 1)), Select(half_grid_channels(level, (0,)))
+        self.parents, self.colour = Unpacked(level + 1, parents=True), Unpacked(level, (0,))
         self.rectify = Rectify(BANDS + PER_COLOUR)
         self.head = FineHead(level, widths.fine_features + 2 * (BANDS + PER_COLOUR), widths.fine)
 
     def forward(self, features: Tensor, coded: Tensor) -> Tensor:
-        known = torch.cat(
-            [F.pixel_shuffle(self.parents(coded), self.half), F.pixel_shuffle(self.colour(coded), self.half)], 1
-        )
+        known = torch.cat([self.parents(coded), self.colour(coded)], 1)
         return self.head(torch.cat([self.unpack(features), self.rectify(known)], 1))
 
 
@@ -351,7 +369,7 @@ class Synthesis(nn.Module):
         self.up = DepthToSpace(2)
 
         self.coarse = Select([*range(FIRST[2]), LATENT_CHANNELS])
-        self.phases2, self.phases1 = Select(half_grid_channels(2)), Select(half_grid_channels(1))
+        self.phases2, self.phases1 = Unpacked(2), Unpacked(1)
         self.enter = ExactConv2d(FIRST[2] + 1, 4 * 64, 3)
         self.merge8 = ExactConv2d(64 + 2 * PER_COLOUR, 80, 3)
         self.blocks = nn.ModuleList(ResidualBlock(80) for _ in range(2))
@@ -378,18 +396,18 @@ class Synthesis(nn.Module):
         low, details = self._filtered(latent)
         planes = self.narrow(low, details)
         x = F.pixel_shuffle(self.enter(self.coarse(companded)), 2)
-        x = self.merge8(torch.cat([x, F.pixel_shuffle(self.phases2(companded), 2)], 1))
+        x = self.merge8(torch.cat([x, self.phases2(companded)], 1))
         for block in self.blocks:
             x = block(x)
         x = F.pixel_shuffle(self.up4(x), 2)
-        x = self.merge4(torch.cat([x, F.pixel_shuffle(self.phases1(companded), 4), self.pack(planes)], 1))
+        x = self.merge4(torch.cat([x, self.phases1(companded), self.pack(planes)], 1))
         return self.add(self.up(self.out(self.block4(x))), self.add1(low, details))
 
 
 class Wavelet(LatentCodec):
     """The whole codec as one trainable module; see `LatentCodec`."""
 
-    architecture = "wavelet"
+    architecture = "wavelet2"
     steps = CODING_STEPS
     latent_channels = LATENT_CHANNELS
     gain_count = BAND_COUNT
@@ -422,5 +440,5 @@ class Wavelet(LatentCodec):
 class Micro(Wavelet):
     """The codec for small cameras: the same transforms, with narrow networks to predict means and scales."""
 
-    architecture = "wavelet-micro"
+    architecture = "wavelet2-micro"
     widths = Widths(hyper8=8, hyper16=16, features=44, fine_features=8, fine=16)

@@ -71,6 +71,37 @@ void filter_strip_avx2(const FilterPart &part, const int16_t *source, uint32_t c
             _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + o * kFilterStrip + 8 * v), sum[o][v]);
 }
 
+// The same where the processor adds products to sums in one instruction.
+__attribute__((target("avx512vl,avx512vnni")))
+void filter_strip_vnni(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums)
+{
+    if (count < kFilterStrip)
+        return filter_strip_plain(part, source, count, sums);
+    constexpr uint32_t kVectors = kFilterStrip / 8;
+    __m256i sum[kFilterOutputs][kVectors];
+    for (uint32_t o = 0; o < kFilterOutputs; o++)
+        for (uint32_t v = 0; v < kVectors; v++)
+            sum[o][v] = _mm256_setzero_si256();
+    const int16_t *weight = part.weight;
+    for (uint32_t pair = 0; pair < part.pairs; pair++)
+        for (uint32_t y = 0; y < part.size; y++) {
+            const int16_t *seen = source + 2 * (pair * part.plane + y * part.row);
+            for (uint32_t x = 0; x < part.size; x++, seen += 2, weight += 2 * kFilterOutputs) {
+                __m256i values[kVectors];
+                for (uint32_t v = 0; v < kVectors; v++)
+                    values[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(seen + 16 * v));
+                for (uint32_t o = 0; o < kFilterOutputs; o++) {
+                    const __m256i both = _mm256_set1_epi32(pair_of(weight + 2 * o));
+                    for (uint32_t v = 0; v < kVectors; v++)
+                        sum[o][v] = _mm256_dpwssd_epi32(sum[o][v], values[v], both);
+                }
+            }
+        }
+    for (uint32_t o = 0; o < kFilterOutputs; o++)
+        for (uint32_t v = 0; v < kVectors; v++)
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + o * kFilterStrip + 8 * v), sum[o][v]);
+}
+
 // The same in two halves of four lanes.
 void filter_strip_sse2(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums)
 {
@@ -107,6 +138,8 @@ void filter_strip_sse2(const FilterPart &part, const int16_t *source, uint32_t c
 
 FilterStrip best_filter_strip()
 {
+    if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+        return filter_strip_vnni;
     return __builtin_cpu_supports("avx2") ? filter_strip_avx2 : filter_strip_sse2;
 }
 
