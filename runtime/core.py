@@ -8,22 +8,18 @@ threads may run them side by side. A wrong argument is a ValueError; damaged dat
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
-import importlib.util
 import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import InputError, MachineError
+from .errors import InputError
 from .latents import FINE_EXP, FREQUENCY_BITS, GAIN_EXP
+from .library import check, declare, native, pointer_to
 
-API_VERSION = 2
-"""LINNET_API_VERSION of the header this module was written for."""
 MAX_TABLES = 256
 MAX_RADIUS = 255
 MAX_BIT_WORTH = 1000
@@ -34,13 +30,8 @@ STATE_BYTES = 16
 PLANES = 12
 """Channels of the network planes: three colours of a 2 x 2 block."""
 MAX_COORDINATE = 1 << 40
-MAX_PLANES = 1 << 30
-MAX_TARGETS = 1024
-"""Of the linear filters: numbers in `Planes` or a target, and block * outputs of `filter_rows`."""
 MIRRORED = 16
 """Pixels outside an image that mirror those inside."""
-
-_ERROR_MEMORY, _ERROR_TABLES, _ERROR_TRUNCATED, _ERROR_CORRUPT = -2, -4, -6, -7
 
 
 class _StepStruct(ctypes.Structure):
@@ -56,28 +47,7 @@ class _DecoderStruct(ctypes.Structure):
     _fields_ = (("state", c_uint32 * 4), ("lane", c_uint32), ("error", c_int32), ("next", c_void_p), ("end", c_void_p))
 
 
-class _PlanesStruct(ctypes.Structure):
-    _fields_ = (("data", c_void_p), *((name, c_uint32) for name in ("height", "width", "channels", "border")))
-
-
-class _FilterStruct(ctypes.Structure):
-    _fields_ = (
-        *((name, c_uint32) for name in ("inputs", "outputs", "size", "bits")),
-        *((name, c_void_p) for name in ("weight", "bias", "shift")),
-    )
-
-
-class _TargetStruct(ctypes.Structure):
-    _fields_ = (
-        ("data", c_void_p),
-        *((name, c_uint32) for name in ("height", "width", "channels", "border", "block", "grow")),
-        ("channel", c_void_p),
-    )
-
-
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "linnet_api_version": (c_uint32, ()),
-    "linnet_strerror": (c_char_p, (c_int,)),
     "linnet_crc32c": (c_uint32, (c_uint32, c_void_p, c_size_t)),
     "linnet_tables_create": (c_int, (c_void_p, c_size_t, c_void_p, c_uint32, POINTER(c_void_p))),
     "linnet_tables_destroy": (None, (c_void_p,)),
@@ -97,80 +67,16 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (c_void_p, c_uint32, c_uint32, c_size_t, c_int64, c_int64, c_uint32, c_uint32, c_void_p),
     ),
     "linnet_planes_to_pixels": (c_int, (c_void_p, *[c_uint32] * 6, c_void_p, c_size_t)),
-    "linnet_planes_fill": (c_int, (POINTER(_PlanesStruct), c_void_p)),
-    "linnet_planes_join": (
-        c_int,
-        (POINTER(_PlanesStruct), c_void_p, c_uint32, c_uint32, c_void_p, c_void_p, c_uint32),
-    ),
-    "linnet_planes_edge": (c_int, (POINTER(_PlanesStruct),)),
-    "linnet_planes_narrow": (c_int, (POINTER(_PlanesStruct), c_uint32, c_void_p, c_void_p)),
-    "linnet_filter_rows": (
-        c_int,
-        (*[POINTER(_FilterStruct), POINTER(_PlanesStruct)] * 2, c_uint32, c_uint32, POINTER(_TargetStruct)),
-    ),
 }
 
 
-def _library_path() -> Path:
-    """The built extension: beside this module, or wherever the installation says."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_native" + suffix)
-        if path.exists():
-            return path
-    found = importlib.util.find_spec(f"{__package__}._native")
-    if found is None or found.origin is None:
-        raise MachineError(
-            "linnet's native core is not built: run `pip install .` (or `pip install -e .`) in the source tree, "
-            "which needs a C++17 compiler"
-        )
-    return Path(found.origin)
-
-
-def _load() -> ctypes.CDLL:
-    path = _library_path()
-    try:
-        library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-        version = library.linnet_api_version()
-    except (OSError, AttributeError) as error:
-        raise MachineError(f"linnet's native core cannot be loaded ({error}): reinstall linnet") from None
-    if version != API_VERSION:
-        raise MachineError(f"{path} has interface version {version}, not {API_VERSION}: reinstall linnet")
-    return library
-
-
-_native = _load()
-
-
-def _check(error: int, what: str) -> None:
-    if error == 0:
-        return
-    if error == _ERROR_MEMORY:
-        raise MemoryError(what)
-    message = f"{what}: {_native.linnet_strerror(error).decode()}"
-    raise (InputError if error in (_ERROR_TABLES, _ERROR_TRUNCATED, _ERROR_CORRUPT) else ValueError)(message)
-
-
-def _pointer(
-    array: np.ndarray, name: str, dtype: type[np.generic], shape: tuple[int, ...], *, writable: bool = False
-) -> int:
-    """The address of a dense array of exactly this dtype and shape; ValueError for any other."""
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, not {found}")
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be contiguous")
-    if writable and not array.flags.writeable:
-        raise ValueError(f"{name} must be writable")
-    return array.ctypes.data
+declare(_SIGNATURES)
 
 
 def _vector_pointer(array: np.ndarray, name: str, dtype: type[np.generic], count: int | None = None) -> int:
     if count is None:
         count = array.size if isinstance(array, np.ndarray) else 0
-    return _pointer(array, name, dtype, (count,))
+    return pointer_to(array, name, dtype, (count,))
 
 
 def _row_stride(image: np.ndarray, name: str, *, writable: bool = False) -> int:
@@ -199,7 +105,7 @@ def _bytes_of(data: bytes | bytearray | memoryview | np.ndarray) -> np.ndarray:
 def crc32c(data: bytes | bytearray | memoryview | np.ndarray, crc: int = 0) -> int:
     """CRC-32C (Castagnoli) of contiguous bytes; pass the result as `crc` to continue over the next piece."""
     content = _bytes_of(data)
-    return _native.linnet_crc32c(crc, content.ctypes.data, content.size)
+    return native.linnet_crc32c(crc, content.ctypes.data, content.size)
 
 
 class EntropyTables:
@@ -220,14 +126,14 @@ class EntropyTables:
         frequencies, radii = frequencies.astype(np.uint16), radii.astype(np.uint16)
         self.frequencies, self.radii = frequencies, radii
         handle = c_void_p()
-        error = _native.linnet_tables_create(
+        error = native.linnet_tables_create(
             frequencies.ctypes.data, frequencies.size, radii.ctypes.data, radii.size, byref(handle)
         )
-        _check(error, f"{radii.size} tables with {frequencies.size} frequencies (sum {FREQUENCY_SUM} in each)")
+        check(error, f"{radii.size} tables with {frequencies.size} frequencies (sum {FREQUENCY_SUM} in each)")
         self._handle = handle
         self.skip = (radii == 0).astype(np.uint8)
         self.skip.flags.writeable = False
-        weakref.finalize(self, _native.linnet_tables_destroy, handle)
+        weakref.finalize(self, native.linnet_tables_destroy, handle)
 
     def __len__(self) -> int:
         return self.skip.size
@@ -243,12 +149,12 @@ def rans_encode(tables: EntropyTables, symbols: np.ndarray, table_index: np.ndar
     """
     table_pointer = _vector_pointer(table_index, "table_index", np.uint8)
     symbol_pointer = _vector_pointer(symbols, "symbols", np.int16, table_index.size)
-    out = np.empty(_native.linnet_rans_bound(symbols.size), np.uint8)
+    out = np.empty(native.linnet_rans_bound(symbols.size), np.uint8)
     written = c_size_t()
-    error = _native.linnet_rans_encode(
+    error = native.linnet_rans_encode(
         tables._handle, symbol_pointer, table_pointer, symbols.size, out.ctypes.data, out.size, byref(written)
     )
-    _check(error, f"entropy coding of {symbols.size} symbols")
+    check(error, f"entropy coding of {symbols.size} symbols")
     return out[: written.value].tobytes()
 
 
@@ -261,7 +167,7 @@ class RansDecoder:
     def __init__(self, data: bytes | bytearray | memoryview | np.ndarray) -> None:
         self._data = _bytes_of(data)  # for as long as the decoder reads it
         self._decoder = _DecoderStruct()
-        self._check(_native.linnet_rans_decode_start(self._decoder, self._data.ctypes.data, self._data.size))
+        self._check(native.linnet_rans_decode_start(self._decoder, self._data.ctypes.data, self._data.size))
 
     def decode(self, tables: EntropyTables, table_index: np.ndarray, trellis: bool = False) -> np.ndarray:
         """The levels, in half steps, of the next symbols, (count,) int16, one for each entry of `table_index` (count,)
@@ -273,16 +179,16 @@ class RansDecoder:
         pointer = _vector_pointer(table_index, "table_index", np.uint8)
         levels = np.empty(table_index.size, np.int16)
         self._check(
-            _native.linnet_rans_decode(tables._handle, self._decoder, trellis, pointer, levels.size, levels.ctypes.data)
+            native.linnet_rans_decode(tables._handle, self._decoder, trellis, pointer, levels.size, levels.ctypes.data)
         )
         return levels
 
     def finish(self) -> None:
         """Raises InputError unless the payload ends exactly here with all lanes back at their start."""
-        self._check(_native.linnet_rans_decode_finish(self._decoder))
+        self._check(native.linnet_rans_decode_finish(self._decoder))
 
     def _check(self, error: int) -> None:
-        _check(error, f"payload of {self._data.size} bytes")
+        check(error, f"payload of {self._data.size} bytes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,14 +224,14 @@ class Step:
             raise ValueError(f"parity must be -1, 0 or 1, not {self.parity}")
         if not 1 <= self.tables <= MAX_TABLES:
             raise ValueError(f"a step needs 1 to {MAX_TABLES} entropy tables, not {self.tables}")
-        gain = _pointer(self.gain, "gain", np.int16, (self.coded_channels,))
+        gain = pointer_to(self.gain, "gain", np.int16, (self.coded_channels,))
         if self.gain.min() < 1 << GAIN_EXP:
             raise ValueError(f"a gain below {1 << GAIN_EXP} would make a quantisation step finer than a quarter")
-        shift = _pointer(self.mean_shift, "mean_shift", np.uint8, (self.coded_channels,))
+        shift = pointer_to(self.mean_shift, "mean_shift", np.uint8, (self.coded_channels,))
         if self.mean_shift.max() > FINE_EXP:
             raise ValueError(f"a mean_shift above {FINE_EXP} would make means coarser than whole latents")
-        offset = _pointer(self.table_offset, "table_offset", np.int16, (self.coded_channels,))
-        companding = _pointer(self.companding, "companding", np.int8, (256,))
+        offset = pointer_to(self.table_offset, "table_offset", np.int16, (self.coded_channels,))
+        companding = pointer_to(self.companding, "companding", np.int8, (256,))
         numbers = map(int, (self.height, self.width, self.channels, self.first, self.last, self.parity))
         struct = _StepStruct(*numbers, gain, shift, offset, companding, int(self.tables))
         object.__setattr__(self, "_struct", struct)
@@ -361,10 +267,10 @@ def step_tables(step: Step, params: np.ndarray) -> np.ndarray:
     """Decoder's side, before the symbols are known: the table index of each, (step.symbols,) uint8."""
     table_index = np.empty(step.symbols, np.uint8)
     count = c_size_t()
-    error = _native.linnet_step_tables(
-        step._struct, _pointer(params, "params", np.int8, step.params_shape), table_index.ctypes.data, byref(count)
+    error = native.linnet_step_tables(
+        step._struct, pointer_to(params, "params", np.int8, step.params_shape), table_index.ctypes.data, byref(count)
     )
-    _check(error, "choice of tables")
+    check(error, "choice of tables")
     return table_index
 
 
@@ -372,14 +278,14 @@ def dequantize(step: Step, params: np.ndarray, levels: np.ndarray, decoded: np.n
     """What `levels` (step.symbols,) int16, in half steps, stand for, into two arrays at the step's positions and
     channels: `decoded` int8 (height, width, 2 * channels), whole latents and then their quarters (-2..1), and
     `companded` int8 (height, width, channels). `params` int8 (height, width, 2n)."""
-    error = _native.linnet_step_dequantize(
+    error = native.linnet_step_dequantize(
         step._struct,
-        _pointer(params, "params", np.int8, step.params_shape),
-        _pointer(levels, "levels", np.int16, (step.symbols,)),
-        _pointer(decoded, "decoded", np.int8, step.decoded_shape, writable=True),
-        _pointer(companded, "companded", np.int8, step.latent_shape, writable=True),
+        pointer_to(params, "params", np.int8, step.params_shape),
+        pointer_to(levels, "levels", np.int16, (step.symbols,)),
+        pointer_to(decoded, "decoded", np.int8, step.decoded_shape, writable=True),
+        pointer_to(companded, "companded", np.int8, step.latent_shape, writable=True),
     )
-    _check(error, "dequantisation")
+    check(error, "dequantisation")
 
 
 def step_residuals(step: Step, latent: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -390,15 +296,15 @@ def step_residuals(step: Step, latent: np.ndarray, params: np.ndarray) -> tuple[
     """
     residual, table_index = np.empty(step.symbols, np.float32), np.empty(step.symbols, np.uint8)
     count = c_size_t()
-    error = _native.linnet_step_residuals(
+    error = native.linnet_step_residuals(
         step._struct,
-        _pointer(latent, "latent", np.float32, step.latent_shape),
-        _pointer(params, "params", np.int8, step.params_shape),
+        pointer_to(latent, "latent", np.float32, step.latent_shape),
+        pointer_to(params, "params", np.int8, step.params_shape),
         residual.ctypes.data,
         table_index.ctypes.data,
         byref(count),
     )
-    _check(error, "distances from the means")
+    check(error, "distances from the means")
     return residual, table_index
 
 
@@ -415,8 +321,8 @@ def search(
     table_index = table_index.copy()
     count = table_index.size
     symbols, levels = np.empty(count, np.int16), np.empty(count, np.int16)
-    workspace = np.empty(-(-_native.linnet_search_size(count) // 4), np.uint32)
-    error = _native.linnet_search(
+    workspace = np.empty(-(-native.linnet_search_size(count) // 4), np.uint32)
+    error = native.linnet_search(
         tables._handle,
         trellis,
         bit_worth,
@@ -427,7 +333,7 @@ def search(
         symbols.ctypes.data,
         levels.ctypes.data,
     )
-    _check(error, "choice of symbols")
+    check(error, "choice of symbols")
     return symbols, levels, table_index
 
 
@@ -437,13 +343,13 @@ def compand(latent: np.ndarray, companding: np.ndarray) -> np.ndarray:
     `companding` (256,) int8 holds the value for the latent v at v + 128.
     """
     companded = np.empty(latent.shape, np.int8)
-    error = _native.linnet_compand(
-        _pointer(latent, "latent", np.float32, latent.shape),
+    error = native.linnet_compand(
+        pointer_to(latent, "latent", np.float32, latent.shape),
         latent.size,
-        _pointer(companding, "companding", np.int8, (256,)),
+        pointer_to(companding, "companding", np.int8, (256,)),
         companded.ctypes.data,
     )
-    _check(error, "companding")
+    check(error, "companding")
     return companded
 
 
@@ -463,7 +369,7 @@ def pixels_to_planes(
     shape = (height // 2, width // 2, PLANES)
     if out is None:
         out = np.empty(shape, np.int8)
-    error = _native.linnet_pixels_to_planes(
+    error = native.linnet_pixels_to_planes(
         image.ctypes.data,
         image.shape[1],
         image.shape[0],
@@ -472,9 +378,9 @@ def pixels_to_planes(
         int(y0),
         int(width),
         int(height),
-        _pointer(out, "out", np.int8, shape, writable=True),
+        pointer_to(out, "out", np.int8, shape, writable=True),
     )
-    _check(error, "pixels to planes")
+    check(error, "pixels to planes")
     return out
 
 
@@ -485,7 +391,7 @@ def planes_to_pixels(planes: np.ndarray, crop: Sequence[int], out: np.ndarray | 
     """
     if not isinstance(planes, np.ndarray) or planes.ndim != 3:
         raise ValueError(f"planes must be an array (height, width, {PLANES})")
-    pointer = _pointer(planes, "planes", np.int8, (*planes.shape[:2], PLANES))
+    pointer = pointer_to(planes, "planes", np.int8, (*planes.shape[:2], PLANES))
     x, y, width, height = map(int, crop)
     if x < 0 or y < 0 or width <= 0 or height <= 0 or max(planes.shape) >= 1 << 31:
         raise ValueError(f"crop {tuple(crop)} is empty or negative")
@@ -496,109 +402,8 @@ def planes_to_pixels(planes: np.ndarray, crop: Sequence[int], out: np.ndarray | 
     stride = _row_stride(out, "out", writable=True)
     if out.shape[:2] != (height, width):
         raise ValueError(f"out must be ({height}, {width}, 3), not {out.shape}")
-    error = _native.linnet_planes_to_pixels(
+    error = native.linnet_planes_to_pixels(
         pointer, planes.shape[1], planes.shape[0], x, y, width, height, out.ctypes.data, stride
     )
-    _check(error, "planes to pixels")
+    check(error, "planes to pixels")
     return out
-
-
-class Planes:
-    """Channels of 16-bit numbers with a `border` around them, zeros at first, laid out for `filter_rows`."""
-
-    def __init__(self, height: int, width: int, channels: int, border: int) -> None:
-        self.height, self.width, self.channels, self.border = height, width, channels, border
-        # Two channels lie side by side.
-        self._data = np.zeros((-(-channels // 2), height + 2 * border, width + 2 * border, 2), np.int16)
-        self._struct = _PlanesStruct(self._data.ctypes.data, height, width, channels, border)
-
-    def fill(self, values: np.ndarray) -> None:
-        """With `values` (height, width, channels) int8."""
-        pointer = _pointer(values, "values", np.int8, self.shape)
-        _check(_native.linnet_planes_fill(self._struct, pointer), "filling planes")
-
-    def join(self, values: np.ndarray, whole: np.ndarray, part: np.ndarray, shift: int) -> None:
-        """With channels of `values` (height / block, width / block, any) int8: at (y, x) channel c becomes
-        (whole << shift) + part of position (y // block, x // block).
-
-        `whole` and `part` (block, block, channels) int32 hold at [y % block, x % block, c] which channels these are.
-        """
-        block = len(whole)
-        tables = [_pointer(table, "table", np.int32, (block, block, self.channels)) for table in (whole, part)]
-        shape = (self.height // block, self.width // block, values.shape[-1])
-        pointer = _pointer(values, "values", np.int8, shape)
-        error = _native.linnet_planes_join(self._struct, pointer, shape[2], block, *tables, shift)
-        _check(error, "filling planes")
-
-    def repeat_edge(self) -> None:
-        """Fill the border with the outermost values."""
-        _check(_native.linnet_planes_edge(self._struct), "filling a border")
-
-    def narrow(self, bits: int, added: np.ndarray | None = None) -> np.ndarray:
-        """The numbers, which have `bits` bits (9..15), as (height, width, channels) int8, halves rounded up, saturated.
-
-        `added` int8 of that shape is added first.
-        """
-        values = np.empty(self.shape, np.int8)
-        other = None if added is None else _pointer(added, "added", np.int8, self.shape)
-        _check(_native.linnet_planes_narrow(self._struct, bits, other, values.ctypes.data), "narrowing planes")
-        return values
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.height, self.width, self.channels
-
-
-class Filter:
-    """A convolution with zero padding: weight (O, I, k, k) int16 with odd k, bias (O,) int32, shift (O,) uint8.
-
-    Results are (bias + sum) / 2**shift: integers of `bits` bits, rounded half up and saturated (shifts 2..31), or
-    float32 where `bits` is 0.
-    """
-
-    def __init__(self, weight: np.ndarray, bias: np.ndarray, shift: np.ndarray, bits: int) -> None:
-        outputs, inputs, size, _ = weight.shape
-        self.outputs, self.bits = outputs, bits
-        whole = np.zeros((-(-outputs // 3) * 3, -(-inputs // 2) * 2, size, size), np.int16)
-        whole[:outputs, :inputs] = weight
-        groups = whole.reshape(-1, 3, whole.shape[1] // 2, 2, size, size).transpose(0, 2, 4, 5, 1, 3)
-        self._arrays = np.ascontiguousarray(groups), np.array(bias, np.int32), np.array(shift, np.uint8)
-        self._struct = _FilterStruct(inputs, outputs, size, bits, *(array.ctypes.data for array in self._arrays))
-
-
-def filter_rows(
-    terms: Sequence[tuple[Filter, Planes]],
-    target: Planes | np.ndarray,
-    places: np.ndarray,
-    first: int,
-    last: int,
-    grow: int = 1,
-) -> None:
-    """Compute the rows [first, last) of the convolution of planes, whose border is at least half the kernel; of two
-    such, of integers, the saturated sum.
-
-    What comes out at (y, x) goes to position (y // block, x // block) of `target`, as the channel that `places` (block,
-    block, O) int32 has at [y % block, x % block], or nowhere where that is -1. With `grow` above 1, when block is 1, it
-    goes to position (grow * y + i, grow * x + j) as channel c, where `places` has (c * grow + i) * grow + j. `target`
-    holds integers in planes, or is float32 (height, width, channels).
-    """
-    (operation, source), *more = terms
-    other, other_source = more[0] if more else (None, None)
-    block = len(places)
-    channels = _pointer(places, "places", np.int32, (block, block, operation.outputs))
-    if isinstance(target, Planes):
-        shape, data = (*target.shape, target.border), target._data.ctypes.data
-    else:
-        shape, data = (*target.shape, 0), _pointer(target, "target", np.float32, target.shape, writable=True)
-    if len(shape) != 4 or isinstance(target, Planes) != (operation.bits > 0):
-        raise ValueError("integers go to planes, float32 to an array (height, width, channels)")
-    error = _native.linnet_filter_rows(
-        operation._struct,
-        source._struct,
-        other and other._struct,
-        other_source and other_source._struct,
-        first,
-        last,
-        _TargetStruct(data, *shape, block, grow, channels),
-    )
-    _check(error, "filtering")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linnet.calibration.entropy_tables import laplacian_tables
-from linnet.runtime import core
+from linnet.runtime import core, filtering, library
 from linnet.runtime.errors import InputError
 from linnet.runtime.latents import (
     BIT_WORTH,
@@ -756,12 +756,12 @@ def test_error_numbers_and_limits_are_pinned():
     header = (NATIVE / "linnet.h").read_text()
     numbers = {name: int(number) for name, number in re.findall(r"#define LINNET_(\w+) \(?(-?\d+)\)?", header)}
     assert numbers == {
-        "API_VERSION": core.API_VERSION, "OK": 0, "ERROR_ARGUMENT": -1, "ERROR_MEMORY": -2, "ERROR_CAPACITY": -3,
+        "API_VERSION": library.API_VERSION, "OK": 0, "ERROR_ARGUMENT": -1, "ERROR_MEMORY": -2, "ERROR_CAPACITY": -3,
         "ERROR_TABLES": -4, "ERROR_SYMBOL": -5, "ERROR_TRUNCATED": -6, "ERROR_CORRUPT": -7,
         "MAX_TABLES": core.MAX_TABLES, "MAX_RADIUS": core.MAX_RADIUS, "MAX_BIT_WORTH": core.MAX_BIT_WORTH,
         "FREQUENCY_BITS": 14,
         "MIN_SYMBOL": core.MIN_SYMBOL, "MAX_SYMBOL": core.MAX_SYMBOL,
-        "MAX_PLANES": core.MAX_PLANES, "MAX_TARGETS": core.MAX_TARGETS,
+        "MAX_PLANES": filtering.MAX_PLANES, "MAX_TARGETS": filtering.MAX_TARGETS,
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from linnet.runtime import backends, core
+from linnet.runtime import backends, filtering
 from linnet.runtime.backends.filter_plan import plan
 from linnet.runtime.backends.filters import FilterBackend
 from linnet.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -248,31 +248,31 @@ def test_other_networks_are_left_to_others() -> None:
 
 
 def test_wrong_arguments() -> None:
-    operation = core.Filter(np.ones((2, 4, 3, 3), np.int16), np.ones(2, np.int32), np.full(2, 4), 10)
-    source, target = core.Planes(4, 6, 4, 1), core.Planes(2, 3, 8, 0)
+    operation = filtering.Filter(np.ones((2, 4, 3, 3), np.int16), np.ones(2, np.int32), np.full(2, 4), 10)
+    source, target = filtering.Planes(4, 6, 4, 1), filtering.Planes(2, 3, 8, 0)
     places = np.arange(8, dtype=np.int32).reshape(2, 2, 2)
-    core.filter_rows([(operation, source)], target, places, 0, 4)
+    filtering.filter_rows([(operation, source)], target, places, 0, 4)
     with pytest.raises(ValueError, match=r"values must be int8 \(4, 6, 4\)"):
         source.fill(np.zeros((4, 6, 3), np.int8))
     with pytest.raises(ValueError, match="outside its documented range"):
-        core.Planes(4, 6, 3, 1).fill(np.zeros((4, 6, 3), np.int8))
+        filtering.Planes(4, 6, 3, 1).fill(np.zeros((4, 6, 3), np.int8))
     with pytest.raises(ValueError, match=r"places must be int32 \(2, 2, 2\)"):
-        core.filter_rows([(operation, source)], target, places[..., :1], 0, 4)
+        filtering.filter_rows([(operation, source)], target, places[..., :1], 0, 4)
     with pytest.raises(ValueError, match="integers go to planes"):
-        core.filter_rows([(operation, source)], np.zeros((2, 3, 8), np.float32), places, 0, 4)
+        filtering.filter_rows([(operation, source)], np.zeros((2, 3, 8), np.float32), places, 0, 4)
     with pytest.raises(ValueError, match="target must be float32"):
-        core.filter_rows([(operation, source)], np.zeros((2, 3, 8), np.float64), places, 0, 4)
-    for wrong in (core.Planes(2, 4, 8, 0), core.Planes(2, 3, 7, 0)):
+        filtering.filter_rows([(operation, source)], np.zeros((2, 3, 8), np.float64), places, 0, 4)
+    for wrong in (filtering.Planes(2, 4, 8, 0), filtering.Planes(2, 3, 7, 0)):
         with pytest.raises(ValueError, match="outside its documented range"):
-            core.filter_rows([(operation, source)], wrong, places, 0, 4)
+            filtering.filter_rows([(operation, source)], wrong, places, 0, 4)
     for first, last in ((0, 5), (3, 2)):
         with pytest.raises(ValueError, match="outside its documented range"):
-            core.filter_rows([(operation, source)], target, places, first, last)
+            filtering.filter_rows([(operation, source)], target, places, first, last)
     with pytest.raises(ValueError, match="outside its documented range"):
-        core.filter_rows([(operation, core.Planes(4, 6, 4, 0))], target, places, 0, 4)
-    for wrong in (core.Planes(4, 4, 4, 1), core.Planes(4, 6, 4, 0), core.Planes(4, 6, 2, 1)):
+        filtering.filter_rows([(operation, filtering.Planes(4, 6, 4, 0))], target, places, 0, 4)
+    for wrong in (filtering.Planes(4, 4, 4, 1), filtering.Planes(4, 6, 4, 0), filtering.Planes(4, 6, 2, 1)):
         with pytest.raises(ValueError, match="outside its documented range"):
-            core.filter_rows([(operation, source), (operation, wrong)], target, places, 0, 4)
+            filtering.filter_rows([(operation, source), (operation, wrong)], target, places, 0, 4)
     table = np.zeros((2, 2, 4), np.int32)
     source.join(np.zeros((2, 3, 1), np.int8), table, table, 2)
     with pytest.raises(ValueError, match="outside its documented range"):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import core
+from .. import filtering
 from ..network import (
     FLOAT,
     MIN_SHIFT,
@@ -42,14 +42,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Fill:
-    """`core.Planes.fill` with an input of the network."""
+    """`filtering.Planes.fill` with an input of the network."""
 
     makes: str
 
 
 @dataclass(frozen=True)
 class Gather:
-    """`core.Planes.join` of channels of an input of the network."""
+    """`filtering.Planes.join` of channels of an input of the network."""
 
     makes: str
     values: str
@@ -60,10 +60,10 @@ class Gather:
 
 @dataclass(frozen=True)
 class Filters:
-    """`core.filter_rows` of one or two convolutions, (filter, planes) each, to planes or an output."""
+    """`filtering.filter_rows` of one or two convolutions, (filter, planes) each, to planes or an output."""
 
     layer: str
-    terms: tuple[tuple[core.Filter, str], ...]
+    terms: tuple[tuple[filtering.Filter, str], ...]
     makes: str
     places: np.ndarray
     grow: int = 1
@@ -71,7 +71,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Narrow:
-    """`core.Planes.narrow` to a tensor of 8 bits, `added` being another one."""
+    """`filtering.Planes.narrow` to a tensor of 8 bits, `added` being another one."""
 
     makes: str
     planes: str
@@ -126,7 +126,7 @@ class _Planner:
         self._wide = self._wide_nodes()
         self._require(any(isinstance(node, Conv) for node in self._wide.values()))
         self.plan.rest = self._rest()
-        # Channels of inputs: of which one, and which, as `whole` of `core.Planes.join` has them.
+        # Channels of inputs: of which one, and which, as `whole` of `filtering.Planes.join` has them.
         self._of_input = {
             name: (name, np.arange(channels, dtype=np.int32).reshape(1, 1, -1))
             for name, channels in network.inputs.items()
@@ -206,7 +206,7 @@ class _Planner:
             self._origins[node.output] = self._followed(node)
 
     def _follow_input(self, node: Node) -> None:
-        """As far as `core.Planes.join` can."""
+        """As far as `filtering.Planes.join` can."""
         if not isinstance(node, Select | DepthToSpace) or node.source not in self._of_input:
             return
         name, channels = self._of_input[node.source]
@@ -259,10 +259,10 @@ class _Planner:
         self._require(values == same and whole.shape == part.shape)
         return Gather(node.output, values, np.ascontiguousarray(whole), np.ascontiguousarray(part), node.bits - 8)
 
-    def _filter(self, node: Conv) -> tuple[core.Filter, str]:
+    def _filter(self, node: Conv) -> tuple[filtering.Filter, str]:
         shift = self._bits[node.source] - 1 + node.shift.astype(int) - (0 if node.raw else node.bits - 1)
         self._require(shift.min() >= MIN_SHIFT and shift.max() <= (63 if node.raw else 31))
-        weights = core.Filter(node.weight, node.bias, shift.astype(np.uint8), 0 if node.raw else node.bits)
+        weights = filtering.Filter(node.weight, node.bias, shift.astype(np.uint8), 0 if node.raw else node.bits)
         return weights, self._edges.get(node.source, (node.source, 0))[0]
 
     def _alone(self, node: Conv) -> Filters:
@@ -273,7 +273,7 @@ class _Planner:
         self._require(all(o.tensor in self._origins for o in self._origins[targets[0]]))
         own = [(place, o) for place, o in enumerate(self._origins[targets[0]]) if o.tensor == node.output]
         block = own[0][1].block
-        self._require(all(o.block == block for _, o in own) and block * len(node.weight) <= core.MAX_TARGETS)
+        self._require(all(o.block == block for _, o in own) and block * len(node.weight) <= filtering.MAX_TARGETS)
         places = np.full((block, block, len(node.weight)), -1, np.int32)
         for place, o in own:
             places[o.dy, o.dx, o.channel] = place

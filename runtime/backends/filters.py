@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import core
+from .. import filtering
 from ..cores import usable_cores
 from ..network import Network
 from .filter_plan import Fill, Filters, Gather, Narrow, Plan, Step, Stored, plan
@@ -31,7 +31,7 @@ class _Item:
     """One item of a batch: its tensors that are arrays, and those that are planes."""
 
     def __init__(self, values: dict[str, np.ndarray]) -> None:
-        self.values, self.planes = values, dict[str, core.Planes]()
+        self.values, self.planes = values, dict[str, filtering.Planes]()
 
 
 class FilterBackend:
@@ -119,7 +119,7 @@ class FilterBackend:
             started = time.perf_counter_ns()
             if step.makes in stored and step.makes not in item.planes:
                 tensor, border = stored[step.makes].tensor, stored[step.makes].border
-                item.planes[step.makes] = core.Planes(*shapes[tensor][1:], border)
+                item.planes[step.makes] = filtering.Planes(*shapes[tensor][1:], border)
             if isinstance(step, Fill):
                 item.planes[step.makes].fill(item.values[step.makes])
             elif isinstance(step, Gather):
@@ -146,7 +146,7 @@ class FilterBackend:
         edges = [height * part // parts for part in range(parts + 1)]
 
         def rows(first: int, last: int) -> None:
-            core.filter_rows(terms, target, step.places, first, last, step.grow)
+            filtering.filter_rows(terms, target, step.places, first, last, step.grow)
 
         list((pool.map if pool and parts > 1 else map)(rows, edges[:-1], edges[1:]))
 
