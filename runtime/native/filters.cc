@@ -139,23 +139,40 @@ public:
     void put(const Number *results, uint32_t output, uint32_t x, uint32_t count, const int64_t *places) const
     {
         const uint32_t block = target_.block;
-        uint32_t phase = x % block;
-        Number *data = static_cast<Number *>(target_.data) + x / block * step_;
-        for (uint32_t i = 0; i < std::min(block, count); i++) {
-            const int64_t place = places[phase * outputs_ + output];
-            if (place >= 0) {
-                Number *to = data + place;
-                for (uint32_t k = i; k < count; k += block, to += step_)
-                    *to = results[k];
+        if (count == kFilterStrip && x % block == 0)
+            switch (block) {
+            case 1:
+                return put_strip<1>(results, output, x, places);
+            case 2:
+                return put_strip<2>(results, output, x, places);
+            case 4:
+                return put_strip<4>(results, output, x, places);
+            case 8:
+                return put_strip<8>(results, output, x, places);
             }
-            if (++phase == block) {
-                phase = 0;
-                data += step_;
-            }
+        for (uint32_t i = 0; i < count; i++) {
+            const int64_t place = places[(x + i) % block * outputs_ + output];
+            if (place >= 0)
+                static_cast<Number *>(target_.data)[(x + i) / block * step_ + place] = results[i];
         }
     }
 
 private:
+    // Nearly all of them: whole strips of whole blocks, in loops that compilers unroll.
+    template <uint32_t kBlock, typename Number>
+    void put_strip(const Number *results, uint32_t output, uint32_t x, const int64_t *places) const
+    {
+        Number *const data = static_cast<Number *>(target_.data) + x / kBlock * step_;
+        for (uint32_t phase = 0; phase < kBlock; phase++) {
+            const int64_t place = places[phase * outputs_ + output];
+            if (place < 0)
+                continue;
+            Number *to = data + place;
+            for (uint32_t i = phase; i < kFilterStrip; i += kBlock, to += step_)
+                *to = results[i];
+        }
+    }
+
     const linnet_target &target_;
     const uint32_t outputs_;
     const bool dense_;
