@@ -119,18 +119,18 @@ VARIANTS = {
 
 def learn(name: str, folder: Path, out: Path, start: Path, steps: int, threads: int) -> dict[str, Any]:
     """Train a variant, write its bundle to OUT/NAME.lntb; what it costs and its validation curve."""
-    variant, architecture = VARIANTS[name], f"study-{name}"
+    variant, architecture, bundle = VARIANTS[name], f"study-{name}", out / f"{name}.lntb"
     MODELS[architecture] = variant.model(architecture)
-    train(folder, out / name, steps=steps, start=start, model=architecture, count=False, threads=threads)
+    try:
+        train(folder, out / name, steps=steps, start=start, model=architecture, count=False, threads=threads)
+        if not variant.blind:
+            bundle_codec(*load_codec(out / name / "last.pt"), bundle)
+    finally:
+        del MODELS[architecture]
     with (out / name / "curve.csv").open() as file:
         last = [float(value) for value in list(csv.reader(file))[-1]]
-    points = list(zip(last[5::2], last[6::2], strict=True))
-    result: dict[str, Any] = {"what": variant.what, "points": points}
-    if not variant.blind:
-        bundle = out / f"{name}.lntb"
-        bundle_codec(*load_codec(out / name / "last.pt"), bundle)
-        result["kmac_per_pixel"] = Bundle.open(bundle).kmac_per_pixel
-    return result
+    result: dict[str, Any] = {"what": variant.what, "points": list(zip(last[5::2], last[6::2], strict=True))}
+    return result if variant.blind else result | {"kmac_per_pixel": Bundle.open(bundle).kmac_per_pixel}
 
 
 def time_encoders(names: Sequence[str], pictures: Sequence[np.ndarray], out: Path) -> dict[str, float]:
