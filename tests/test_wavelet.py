@@ -11,7 +11,7 @@ pytest.importorskip("onnx", reason="export needs the export extra")
 from linnet.calibration.qat import SpaceToDepth, to_full_scale  # noqa: E402
 from linnet.export.models import wavelet as model  # noqa: E402
 from linnet.export.models.latent_codec import MARGIN, mirrored  # noqa: E402
-from linnet.export.models.wavelet import Analysis, FineHead, Wavelet  # noqa: E402
+from linnet.export.models.wavelet import Analysis, FineHead, Unpacked, Wavelet  # noqa: E402
 from linnet.runtime import core  # noqa: E402
 from linnet.training import wavelets  # noqa: E402
 
@@ -35,12 +35,12 @@ def levels() -> dict[int, torch.Tensor]:
 def test_networks_find_the_bands(levels: dict[int, torch.Tensor], level: int) -> None:
     latent, block = packed(levels), model.BLOCKS[level]
     assert torch.equal(pixel_shuffle(latent[:, model.grid_channels(level)], block), levels[level])
-    halves = pixel_unshuffle(levels[level], 2).unflatten(1, (model.BANDS, 4))
-    first, second = halves[:, :, [0, 3]].flatten(1, 2), halves[:, :, [1, 2]].flatten(1, 2)
-    both = pixel_shuffle(latent[:, model.half_grid_channels(level)], block // 2)
-    assert torch.equal(both, torch.cat([first, second], 1))
+    assert torch.equal(Unpacked(level, parents=True)(latent), levels[level])
+    positions = pixel_unshuffle(levels[level], 2).unflatten(1, (model.BANDS, 4)).transpose(1, 2)
+    first, second = positions[:, [0, 3]].flatten(1, 2), positions[:, [1, 2]].flatten(1, 2)
+    assert torch.equal(Unpacked(level)(latent), torch.cat([first, second], 1))
     for colour, half in ((0, first), (1, second)):
-        assert torch.equal(pixel_shuffle(latent[:, model.half_grid_channels(level, (colour,))], block // 2), half)
+        assert torch.equal(Unpacked(level, (colour,))(latent), half)
 
 
 @pytest.mark.parametrize("level", model.BLOCKS)
@@ -63,10 +63,11 @@ def test_parameters_belong_to_the_channels_of_their_step(
 ) -> None:
     """Heads on the grid of the next coarser level give means in the order in which the step's symbols are coded."""
     latent = packed(levels)
-    coded = latent[:, model.half_grid_channels(level, (colour,))]
-    on_grid = pixel_shuffle(coded, model.BLOCKS[level] // 2)
+    coded = latent[:, model.colour_channels(level, colour)]
+    on_grid = Unpacked(level, (colour,))(latent)
     head = FineHead(level, 8, 8)
-    means, scales = head.order(head.pack(torch.cat([on_grid, -on_grid], 1))).chunk(2, 1)
+    head.context = head.hidden = head.out = torch.nn.Identity()
+    means, scales = head(torch.cat([on_grid, -on_grid], 1)).chunk(2, 1)
     assert torch.equal(means, coded) and torch.equal(scales, -means)
 
 
