@@ -22,6 +22,7 @@ from linnet.runtime.network import Conv  # noqa: E402
 from linnet.runtime.reader import Reader  # noqa: E402
 from linnet.training import train as training  # noqa: E402
 from linnet.training import tune_gains  # noqa: E402
+from linnet.training.bias import correct_bias  # noqa: E402
 
 TINY = Path(__file__).parent / "vectors" / "tiny.lntb"
 
@@ -141,6 +142,23 @@ def test_a_bundle_can_be_trained_on(
     assert (checkpoint["architecture"], checkpoint["steps"]) == ("wavelet2-micro", 2)
     with pytest.raises(SystemExit, match=r"--start: bundle tiny holds a codec of another kind"):
         training.train(folder, tmp_path / "tiny", steps=2, start=TINY)
+
+
+@pytest.mark.slow
+def test_patterns_of_the_last_layer_are_taken_out(photograph: np.ndarray) -> None:
+    bundle = Bundle.open("micro")
+    codec = trainable_codec(bundle)
+    codec.set_exact(True)
+    codec.entropy_tables = bundle.entropy_tables
+    images = to_full_scale(np.stack([photograph[:256, :256], photograph[-256:, -256:]]))
+    correct_bias(codec, images)
+    layer = codec.synthesis.out.bias
+    right = layer.detach().clone()
+    with torch.no_grad():
+        layer[7] += 3 / 128
+        layer[40] -= 2 / 128
+    correct_bias(codec, images)
+    torch.testing.assert_close(layer.detach(), right, rtol=0, atol=0.6 / 128)  # a layer that rounds is not linear
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from ..export.models.latent_codec import LatentCodec
 from ..runtime.bundle import Bundle
 from ..runtime.errors import LinnetError
 from . import wavelets
+from .bias import correct_bias
 from .data import Photographs
 from .initialise import is_linear
 
@@ -61,7 +62,7 @@ UNLIMITED = {"out", "mix"}
 """Layers that stay linear, which NORM_LIMIT does not concern, beside the linear filters."""
 VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 COUNTED_CROPS = 96
-"""Training crops of 256 x 256 whose symbols make the entropy tables."""
+"""Training crops of 256 x 256 whose symbols make the entropy tables, and whose mean errors correct biases."""
 
 PHASES = (
     # share of the training up to which the phase lasts, networks on, exact arithmetic, crop, batch
@@ -404,12 +405,16 @@ class Trainer:
         return clock.item()
 
     def _save(self, row: list[float]) -> None:
+        crops = None
+        if self.share >= 1 and self.count:
+            crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
+            if self.kept != "transforms":
+                correct_bias(self.average, crops)
         points = validate(self.average, self.photographs.validation, self.structure)
         with self.checkpoint.with_name("curve.csv").open("a", newline="") as file:
             csv.writer(file).writerow([*row, *(value for point in points for value in point)])
         state = {name: getattr(self, name).state_dict() for name in ("codec", "average", "optimizer")}
-        if self.share >= 1 and self.count:
-            crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
+        if crops is not None:
             state["symbol_counts"] = count_symbols(self.average, crops)
         temporary = self.checkpoint.with_suffix(".tmp")
         state |= {"architecture": self.codec.architecture, "tuning": self.tuning, "kept": self.kept}
@@ -442,7 +447,7 @@ def train(
     With `structure` the distortion is 1 - MS-SSIM, and linear filters stay as they are. With `keep_transforms`, and
     always where `model` is another one than that in `start`, only what predicts the latents is trained, for the rate.
     `only_exact` leaves out what comes before quantisation-aware training. `batch` replaces that of all phases. Without
-    `count` the symbols for entropy tables are not counted at the end, and a Laplacian's are exported.
+    `count` symbols are not counted at the end for the entropy tables, which stay a Laplacian's, nor biases corrected.
     """
     out.mkdir(parents=True, exist_ok=True)
     settings = {
