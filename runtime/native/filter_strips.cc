@@ -40,67 +40,42 @@ inline int32_t pair_of(const int16_t *weights)
     return both;
 }
 
-// Nine sums of eight lanes stay in registers, beside three vectors of what is seen and one of weights.
-__attribute__((target("avx2")))
-void filter_strip_avx2(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums)
-{
-    if (count < kFilterStrip)
-        return filter_strip_plain(part, source, count, sums);
-    constexpr uint32_t kVectors = kFilterStrip / 8;
-    __m256i sum[kFilterOutputs][kVectors];
-    for (uint32_t o = 0; o < kFilterOutputs; o++)
-        for (uint32_t v = 0; v < kVectors; v++)
-            sum[o][v] = _mm256_setzero_si256();
-    const int16_t *weight = part.weight;
-    for (uint32_t pair = 0; pair < part.pairs; pair++)
-        for (uint32_t y = 0; y < part.size; y++) {
-            const int16_t *seen = source + 2 * (pair * part.plane + y * part.row);
-            for (uint32_t x = 0; x < part.size; x++, seen += 2, weight += 2 * kFilterOutputs) {
-                __m256i values[kVectors];
-                for (uint32_t v = 0; v < kVectors; v++)
-                    values[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(seen + 16 * v));
-                for (uint32_t o = 0; o < kFilterOutputs; o++) {
-                    const __m256i both = _mm256_set1_epi32(pair_of(weight + 2 * o));
-                    for (uint32_t v = 0; v < kVectors; v++)
-                        sum[o][v] = _mm256_add_epi32(sum[o][v], _mm256_madd_epi16(values[v], both));
-                }
-            }
-        }
-    for (uint32_t o = 0; o < kFilterOutputs; o++)
-        for (uint32_t v = 0; v < kVectors; v++)
-            _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + o * kFilterStrip + 8 * v), sum[o][v]);
-}
+// Nine sums of eight lanes stay in registers, beside three vectors of what is seen and one of weights. `add_products`
+// is what differs between processors.
+#define LINNET_FILTER_STRIP(name, instructions, add_products)                                                      \
+    __attribute__((target(instructions)))                                                                          \
+    void name(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums)                        \
+    {                                                                                                              \
+        if (count < kFilterStrip)                                                                                  \
+            return filter_strip_plain(part, source, count, sums);                                                  \
+        constexpr uint32_t kVectors = kFilterStrip / 8;                                                            \
+        __m256i sum[kFilterOutputs][kVectors];                                                                     \
+        for (uint32_t o = 0; o < kFilterOutputs; o++)                                                              \
+            for (uint32_t v = 0; v < kVectors; v++)                                                                \
+                sum[o][v] = _mm256_setzero_si256();                                                                \
+        const int16_t *weight = part.weight;                                                                       \
+        for (uint32_t pair = 0; pair < part.pairs; pair++)                                                         \
+            for (uint32_t y = 0; y < part.size; y++) {                                                             \
+                const int16_t *seen = source + 2 * (pair * part.plane + y * part.row);                             \
+                for (uint32_t x = 0; x < part.size; x++, seen += 2, weight += 2 * kFilterOutputs) {                \
+                    __m256i values[kVectors];                                                                      \
+                    for (uint32_t v = 0; v < kVectors; v++)                                                        \
+                        values[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(seen + 16 * v));          \
+                    for (uint32_t o = 0; o < kFilterOutputs; o++) {                                                \
+                        const __m256i both = _mm256_set1_epi32(pair_of(weight + 2 * o));                           \
+                        for (uint32_t v = 0; v < kVectors; v++)                                                    \
+                            sum[o][v] = add_products(sum[o][v], values[v], both);                                  \
+                    }                                                                                              \
+                }                                                                                                  \
+            }                                                                                                      \
+        for (uint32_t o = 0; o < kFilterOutputs; o++)                                                              \
+            for (uint32_t v = 0; v < kVectors; v++)                                                                \
+                _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + o * kFilterStrip + 8 * v), sum[o][v]);      \
+    }
 
-// The same where the processor adds products to sums in one instruction.
-__attribute__((target("avx512vl,avx512vnni")))
-void filter_strip_vnni(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums)
-{
-    if (count < kFilterStrip)
-        return filter_strip_plain(part, source, count, sums);
-    constexpr uint32_t kVectors = kFilterStrip / 8;
-    __m256i sum[kFilterOutputs][kVectors];
-    for (uint32_t o = 0; o < kFilterOutputs; o++)
-        for (uint32_t v = 0; v < kVectors; v++)
-            sum[o][v] = _mm256_setzero_si256();
-    const int16_t *weight = part.weight;
-    for (uint32_t pair = 0; pair < part.pairs; pair++)
-        for (uint32_t y = 0; y < part.size; y++) {
-            const int16_t *seen = source + 2 * (pair * part.plane + y * part.row);
-            for (uint32_t x = 0; x < part.size; x++, seen += 2, weight += 2 * kFilterOutputs) {
-                __m256i values[kVectors];
-                for (uint32_t v = 0; v < kVectors; v++)
-                    values[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(seen + 16 * v));
-                for (uint32_t o = 0; o < kFilterOutputs; o++) {
-                    const __m256i both = _mm256_set1_epi32(pair_of(weight + 2 * o));
-                    for (uint32_t v = 0; v < kVectors; v++)
-                        sum[o][v] = _mm256_dpwssd_epi32(sum[o][v], values[v], both);
-                }
-            }
-        }
-    for (uint32_t o = 0; o < kFilterOutputs; o++)
-        for (uint32_t v = 0; v < kVectors; v++)
-            _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + o * kFilterStrip + 8 * v), sum[o][v]);
-}
+#define LINNET_MULTIPLY_THEN_ADD(sum, values, weights) _mm256_add_epi32(sum, _mm256_madd_epi16(values, weights))
+LINNET_FILTER_STRIP(filter_strip_avx2, "avx2", LINNET_MULTIPLY_THEN_ADD)
+LINNET_FILTER_STRIP(filter_strip_vnni, "avx512vl,avx512vnni", _mm256_dpwssd_epi32)
 
 // The same in two halves of four lanes.
 void filter_strip_sse2(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums)
