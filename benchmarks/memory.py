@@ -21,6 +21,7 @@ import numpy as np
 
 from .. import defaults
 from ..argument_types import size
+from ..files import require_folders
 from ..runtime.errors import MachineError, UsageError
 
 FORMAT = "linnet-bench-memory/1"
@@ -74,8 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from . import host
 
-    if arguments.json and not arguments.json.resolve().parent.is_dir():
-        raise UsageError(f"{arguments.json}: the folder does not exist; create it first")
+    require_folders(arguments.json)
     sizes = arguments.size or SIZES
     for width, height in sizes:
         if min(width, height) < WINDOW:

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..runtime.errors import MachineError, UsageError
+from ..files import require_folders
+from ..runtime.errors import MachineError
 from .metrics import ms_ssim_db
 
 PANEL_INCHES = (6.5, 5.0)
@@ -22,9 +23,7 @@ RATE_TICKS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 def check_outputs(drawn: Sequence[Path | None], written: Sequence[Path | None]) -> None:
     """Refuse before anything is measured what could not be written after it: pictures where matplotlib is missing, and
     files in folders that do not exist."""
-    for path in (*drawn, *written):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise UsageError(f"{path}: the folder does not exist; create it first")
+    require_folders(*drawn, *written)
     for path in drawn:
         if path is not None and find_spec("matplotlib") is None:
             raise MachineError(f"{path}: cannot be drawn, matplotlib is missing; pip install 'linnet[bench]'")

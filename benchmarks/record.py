@@ -22,8 +22,9 @@ import numpy as np
 
 from .. import defaults
 from ..argument_types import positive, size
+from ..files import require_folders
 from ..runtime.backends import Backend
-from ..runtime.errors import InputError, MachineError, UsageError
+from ..runtime.errors import InputError, MachineError
 
 FORMAT = "linnet-bench-record/1"
 SIZE = 1920, 1080
@@ -54,8 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from . import host
     from .single_thread import call
 
-    if arguments.json and not arguments.json.resolve().parent.is_dir():
-        raise UsageError(f"{arguments.json}: the folder does not exist; create it first")
+    require_folders(arguments.json)
     with tempfile.TemporaryDirectory(prefix="linnet-bench-") as folder:
         request = {
             "video": arguments.video, "size": arguments.size, "frames": arguments.frames, "repeat": arguments.repeat,

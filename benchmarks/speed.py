@@ -14,7 +14,8 @@ from statistics import median
 from typing import Any
 
 from ..argument_types import above_zero
-from ..runtime.errors import MachineError, UsageError
+from ..files import require_folders
+from ..runtime.errors import MachineError
 from .codec import LINNET
 
 FORMAT = "linnet-bench-speed/1"
@@ -43,8 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .peers import SPEED_PEERS
     from .single_thread import call
 
-    if arguments.json and not arguments.json.resolve().parent.is_dir():
-        raise UsageError(f"{arguments.json}: the folder does not exist; create it first")
+    require_folders(arguments.json)
     names = list(SPEED_PEERS) if arguments.no_linnet else [LINNET, *SPEED_PEERS]
     with tempfile.TemporaryDirectory(prefix="linnet-bench-") as folder:
         common = {"bundle": arguments.bundle, "backend": arguments.backend, "folder": folder}

@@ -28,7 +28,8 @@ from .calibration.qat import to_full_scale
 from .calibration.report import Report
 from .export.bundling import bundle_codec, count_symbols, load_float_codec
 from .export.hyperprior_bundle import load_hyperprior, write_hyperprior
-from .runtime.errors import InputError, UsageError
+from .files import require_folders
+from .runtime.errors import InputError
 
 CROP = 256
 """Side of the squares that are cut from the middle of each picture."""
@@ -50,9 +51,7 @@ Remark = tuple[str, str]
 
 
 def main(options: argparse.Namespace) -> int:
-    for path in (options.out, options.report, options.json):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise UsageError(f"{path}: its folder does not exist; make it first")
+    require_folders(options.out, options.report, options.json)
     method = Method(
         observer=options.observer,
         weight_observer=options.weight_observer,

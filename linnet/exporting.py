@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import images
+from .files import require_folders
 from .runtime.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ MOST_IMAGES = 200
 
 def main(options: argparse.Namespace) -> int:
     out = Path(options.out)
-    for path in (out, out if options.keep is None else Path(options.keep)):
-        if not path.resolve().parent.is_dir():
-            raise UsageError(f"{path}: its folder does not exist, make it first")
+    require_folders(out, options.keep)
     if options.model == CAMERA:
         from .export import bundling
 

@@ -28,6 +28,13 @@ def shown(path: str, *, output: bool = False) -> str:
     return path
 
 
+def require_folders(*paths: str | os.PathLike[str] | None) -> None:
+    """Refuse, before hours of work, outputs that could not be written after them. None and PIPE need no folder."""
+    for path in paths:
+        if path is not None and path != PIPE and not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+            raise UsageError(f"{path}: the folder does not exist; create it first")
+
+
 @contextmanager
 def source(path: str) -> Iterator[ByteSource]:
     """The bytes of a `.lnt` file or URL, read as they are asked for; stdin and other pipes are drained into memory."""
@@ -68,8 +75,7 @@ def writing(path: str) -> Iterator[BinaryIO]:
     final = os.path.realpath(path)
     if os.path.isdir(final):
         raise UsageError(f"{path}: is a folder; name the file to write")
-    if not os.path.isdir(os.path.dirname(final)):
-        raise UsageError(f"{path}: the folder does not exist; create it first")
+    require_folders(path)
     try:
         if os.path.exists(final) and not stat.S_ISREG(os.stat(final).st_mode):
             with open(final, "wb") as device:

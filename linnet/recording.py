@@ -245,14 +245,12 @@ def _output(path: str, overwrite: bool) -> Iterator[BinaryIO]:
         return
     if os.path.isdir(path):
         raise UsageError(f"{path}: is a folder; name the file to write")
-    folder = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(folder):
-        raise UsageError(f"{path}: the folder does not exist; create it first")
+    files.require_folders(path)
     device = os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)
     try:
         output = open(path, "wb" if device or overwrite else "xb", buffering=0)  # noqa: SIM115 - closed below
         if not device:
-            _sync_folder(folder)
+            _sync_folder(os.path.dirname(os.path.realpath(path)))
     except FileExistsError:
         raise UsageError(
             f"{path}: is there already; name another file or overwrite it (--force, overwrite=True)"

@@ -383,7 +383,7 @@ def test_calibrate_refuses_what_it_cannot_read(
     assert main([*command, "--out", str(tmp_path / "o.lntb")]) == 1
     assert "is neither a training checkpoint of linnet" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "absent" / "o.lntb")]) == 2
-    assert "its folder does not exist" in capsys.readouterr().err
+    assert "the folder does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("observer", ["percentile", "entropy", "mse"])

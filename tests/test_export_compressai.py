@@ -359,7 +359,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(tmp_path / "one" / "a.png")
     (tmp_path / "one" / "b.png").write_bytes(b"broken")
     cases = [
-        ([name, "--out", str(tmp_path / "no" / "b.lntb")], 2, "its folder does not exist"),
+        ([name, "--out", str(tmp_path / "no" / "b.lntb")], 2, "the folder does not exist"),
         (["compressai:cheng2020", *out], 2, "compressai:cheng2020 is not known"),
         (["nonsense", *out], 2, "FILE.py:FUNCTION for a model of your own"),
         ([name, *out], 2, "needs --weights"),

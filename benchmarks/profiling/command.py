@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from ... import defaults, files
@@ -23,9 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.compare:
         return _compare(options)
-    for path in (options.json, options.html, options.trace):
-        if path and path != files.PIPE and not Path(path).resolve().parent.is_dir():
-            raise UsageError(f"{path}: the folder does not exist; create it first")
+    files.require_folders(options.json, options.html, options.trace)
     if [options.json, options.html, options.trace].count(files.PIPE) > 1:
         raise UsageError("only one of --json, --html and --trace can go to standard output: name a file for the others")
     if options.seconds is not None and not options.seconds > 0:
