@@ -40,7 +40,7 @@ def _is_quantised(node: Node | None) -> bool:
     return isinstance(node, Conv) and not node.raw and node.format not in (FLOAT, WIDE)
 
 
-def _only_readers(network: Network) -> dict[str, Node]:
+def only_readers(network: Network) -> dict[str, Node]:
     """For each output that one node reads, and nobody else, that node."""
     alone = {name: readers[0] for name, readers in network.readers.items() if len(readers) == 1}
     return {name: reader for name, reader in alone.items() if name not in network.outputs}
@@ -49,7 +49,7 @@ def _only_readers(network: Network) -> dict[str, Node]:
 def _widened(network: Network) -> Network:
     """Convolutions with outputs in eights, where a convolution reads them, directly or beside others."""
     nodes = {node.output: node for node in network.nodes}
-    channels, reader = dict(network.channels), _only_readers(network)
+    channels, reader = dict(network.channels), only_readers(network)
     for output in list(nodes):
         node, beside = nodes[output], reader.get(output)
         extra = -channels[output] % OUTPUTS
@@ -85,7 +85,7 @@ class _Filler:
     def __init__(self, network: Network) -> None:
         self._made = {node.output: node for node in network.nodes}
         self._channels = network.channels
-        self.reader = _only_readers(network)
+        self.reader = only_readers(network)
         self.replaced: dict[str, list[Node]] = {}
 
     def fill(self, output: str, missing: int, parts: int = 1) -> int | None:

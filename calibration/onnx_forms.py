@@ -33,7 +33,7 @@ from ..runtime.network import (
     SpaceToDepth,
 )
 from .onnx_double import double_form
-from .onnx_fillers import OUTPUTS, widened, with_fillers
+from .onnx_fillers import OUTPUTS, only_readers, widened, with_fillers
 from .onnx_graph import (
     END,
     TO_NCHW,
@@ -245,22 +245,16 @@ def _beside(network: Network, node: Conv) -> list[Conv]:
     return [other for other in network.nodes if keeps_planes(other)] if keeps_planes(node) else [node]
 
 
-def _read_once(network: Network) -> set[str]:
-    """The nodes' outputs that one node reads, and nobody else."""
-    readers = network.readers
-    return {node.output for node in network.nodes if len(readers[node.output]) == 1} - set(network.outputs)
-
-
 def _depth_first_sources(network: Network) -> dict[str, int]:
     """Block of each DepthToSpace whose input is a convolution that nothing else reads."""
-    alone = _read_once(network)
     convolved = {
         node.output for node in network.nodes if isinstance(node, Conv) and not node.raw and node.format != FLOAT
     }
+    alone = convolved & only_readers(network).keys()
     return {
         node.source: node.block
         for node in network.nodes
-        if isinstance(node, DepthToSpace) and not node.phases_first and node.source in convolved & alone
+        if isinstance(node, DepthToSpace) and not node.phases_first and node.source in alone
     }
 
 
@@ -285,9 +279,9 @@ def _quantised_convolution(graph: Graph, node: Conv, source: str, out: str, bloc
     bias = graph.constant(f"{name}/bias", node.bias)
     inputs = [source, scale, zero, weight, weight_scale, weight_zero, scale, zero, bias]
     # Who selects channels does not mind that there are more.
-    exact = len(steps) == channels or (readers and all(isinstance(reader, Select) for reader in readers))
-    result = graph.add("QLinearConv", inputs, out if exact else f"{out}/wide", **conv_geometry(node))
-    if not exact:
+    uncut = len(steps) == channels or (readers and all(isinstance(reader, Select) for reader in readers))
+    result = graph.add("QLinearConv", inputs, out if uncut else f"{out}/wide", **conv_geometry(node))
+    if not uncut:
         graph.add("Slice", [result, *slice_bounds(graph, 0, channels, 1)], out)
 
 

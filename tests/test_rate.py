@@ -118,6 +118,8 @@ def test_the_command(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:  # t
     assert abs((tmp_path / "a.lnt").stat().st_size / 6_000 - 1) <= 0.03
     found = qualities((tmp_path / "a.lnt").read_bytes())
     assert max(found) >= min(found) + 15, "16 steps better, from a quality that goes one up and down to meet the size"
+    assert main(["encode", source, out, "--quality", "40", "--roi", "0,0,50,50", "--tile", "128"]) == 0
+    assert set(qualities((tmp_path / "a.lnt").read_bytes())) == {40, 56}
     assert capsys.readouterr().err == ""
     assert main(["encode", source, out, "--size", "1M"]) == 0
     assert "as near as quality 1 to 100 comes" in capsys.readouterr().err

@@ -120,14 +120,21 @@ def test_training_for_ms_ssim_keeps_the_filters(
         assert not torch.equal(trained[name], given[name])
 
 
+def trainable_micro() -> Micro:
+    """The shipped codec to train on, exact, with its entropy tables."""
+    bundle = Bundle.open("micro")
+    codec = trainable_codec(bundle)
+    codec.set_exact(True)
+    codec.entropy_tables = bundle.entropy_tables
+    return codec
+
+
 @pytest.mark.slow
 def test_a_bundle_can_be_trained_on(
     folder: Path, photograph: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = Bundle.open("micro")
-    stored, learned = load_bundle_into_codec(bundle), trainable_codec(bundle)
-    learned.set_exact(True)
-    learned.eval().entropy_tables = bundle.entropy_tables
+    stored, learned = load_bundle_into_codec(bundle), trainable_micro().eval()
     images = to_full_scale(photograph[None, :256, :256]).expand(3, -1, -1, -1)
     quality = torch.tensor([0.0, 37 / 99, 1.0])
     with torch.no_grad():
@@ -146,10 +153,7 @@ def test_a_bundle_can_be_trained_on(
 
 @pytest.mark.slow
 def test_patterns_of_the_last_layer_are_taken_out(photograph: np.ndarray) -> None:
-    bundle = Bundle.open("micro")
-    codec = trainable_codec(bundle)
-    codec.set_exact(True)
-    codec.entropy_tables = bundle.entropy_tables
+    codec = trainable_micro()
     images = to_full_scale(np.stack([photograph[:256, :256], photograph[-256:, -256:]]))
     correct_bias(codec, images)
     layer = codec.synthesis.out.bias
@@ -163,10 +167,7 @@ def test_patterns_of_the_last_layer_are_taken_out(photograph: np.ndarray) -> Non
 
 @pytest.mark.slow
 def test_gains_that_are_too_coarse_are_found_out(photograph: np.ndarray) -> None:
-    bundle = Bundle.open("micro")
-    codec = trainable_codec(bundle)
-    codec.set_exact(True)
-    codec.entropy_tables = bundle.entropy_tables
+    codec = trainable_micro()
     codec.gain_groups = ((0,),)
     spoilt = codec.learned_gains().detach()
     spoilt[:3, 0] += 2  # octaves: the lowpass of the three coarser anchors

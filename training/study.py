@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _hidden_layers(count: int) -> Callable[[LatentCodec], None]:
 
 
 def _signed(codec: LatentCodec) -> None:
-    """Twice the signed numbers instead of their positive and their negative parts."""
+    """The signed numbers and their negatives instead of their positive and their negative parts."""
     for module in codec.modules():
         if isinstance(module, Rectify):
             module.rectify.set_weight(module.rectify.weight.detach() * module.rectify.gain / 2)
@@ -93,12 +93,15 @@ def _signed(codec: LatentCodec) -> None:
 
 
 _FIRST_COLOUR = [f"context_steps.{step}.colour" for step in (4, 6)]
-_COARSER = [f"context_steps.{step}.{part}" for step in (3, 4, 5, 6) for part in ("parents", "known")[: 1 + step % 2]]
-_CAMERA = {name: getattr(Widths(), name) for name in ("hyper8", "hyper16", "features", "fine_features", "fine")}
+_COARSER = [
+    *(f"context_steps.{step}.parents" for step in (3, 4, 5, 6)),
+    "context_steps.3.known",
+    "context_steps.5.known",
+]
 
 VARIANTS = {
     "micro": Variant("as micro"),
-    "camera": Variant("all as wide as camera's", _CAMERA),
+    "camera": Variant("all as wide as camera's", asdict(Widths())),
     "features-24": Variant("24 channels at 1/16 instead of 44", {"features": 24}),
     "features-96": Variant("96 channels at 1/16 instead of 44", {"features": 96}),
     "fine-8": Variant("contexts of the fine levels 8 wide instead of 16", {"fine": 8}),
@@ -192,13 +195,20 @@ def study(
     for name in tqdm(names, desc="variants", unit="variant", disable=None):
         if name not in stored["results"]:
             stored["results"][name] = learn(name, folder, out, start, steps, threads)
-            kept.write_text(json.dumps(stored, indent=1))
+            _keep(kept, stored)
     results = {name: stored["results"][name] for name in names}
     built = [name for name in names if "kmac_per_pixel" in results[name]]
     for name, speed in time_encoders(built, Photographs(folder).validation, out).items():
         results[name]["ns_per_pixel"] = speed
-    kept.write_text(json.dumps(stored, indent=1))
+    _keep(kept, stored)
     return results
+
+
+def _keep(path: Path, stored: dict[str, Any]) -> None:
+    """Whole or not at all: hours of training stand in it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(stored, indent=1))
+    temporary.replace(path)
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ class Unpacked(nn.Module):
         self.unpack = DepthToSpace(half) if half > 1 else None
         self.order = None
         if parents:
-            places = [COLOUR[0][0], COLOUR[0][1], COLOUR[1][0], COLOUR[1][1]]
+            places = [place for colour in COLOUR for place in colour]
             runs = [places.index((dy, dx)) * BANDS for dy in (0, 1) for dx in (0, 1)]
             self.order = Select([first + band for first in runs for band in range(BANDS)])
             self.apart = DepthToSpace(2)
