@@ -120,6 +120,39 @@ def test_training_for_ms_ssim_keeps_the_filters(
         assert not torch.equal(trained[name], given[name])
 
 
+@pytest.mark.slow
+def test_the_synthesis_alone_learns_to_draw_latents_that_stay(
+    folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "COUNTED_CROPS", 2)
+    training.train(folder, tmp_path, steps=3, keep="latents", only_exact=True, start=start, batch=1)
+    given, trained = (torch.load(path, weights_only=True) for path in (start, tmp_path / "last.pt"))
+    changed = {name for name, values in given["average"].items() if not torch.equal(values, trained["average"][name])}
+    assert {"synthesis.merge8.weight", "synthesis.low1.weight"} < changed
+    assert [name for name in changed if not name.startswith("synthesis.")] == []
+    assert torch.equal(given["symbol_counts"], trained["symbol_counts"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep", "transforms"], "--keep transforms needs --start, a checkpoint that has them"),
+        (["--keep", "latents", "--start", "camera.lntb"], "--keep latents needs --only-exact"),
+    ],
+)
+def test_what_is_kept_must_be_there(
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path), str(tmp_path / "run"), *options])
+    with pytest.raises(SystemExit, match="2"):
+        training.main()
+    assert message in capsys.readouterr().err
+
+
 def trainable_micro() -> Micro:
     """The shipped codec to train on, exact, with its entropy tables."""
     bundle = Bundle.open("micro")

@@ -4,7 +4,8 @@ Rate + lambda * distortion with a random quality per image; lambda and the gain 
 share of the whole: the linear filters alone (the entropy model warms up at a fifth of the cost), everything in floating
 point, where weights are averaged, then quantisation-aware training under the integer contract with growing crops. Stops
 and resumes at any moment. Writes OUT/last.pt, OUT/curve.csv. A codec that keeps the transforms that it starts with
-learns to predict their latents, nothing else; one that is trained for MS-SSIM keeps their linear filters.
+learns to predict their latents, nothing else; one that keeps its latents learns to draw them, nothing else; one that is
+trained for MS-SSIM keeps the linear filters.
 """
 
 from __future__ import annotations
@@ -108,13 +109,20 @@ def losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, bits per pixel (N,), `distortion` (N,)) of `images`; low and high rates weigh about the same."""
     decoded, bits_per_pixel = codec(images, quality)
+    weighted, error = weighted_distortion(decoded, images, quality, structure)
+    return (loss_balance(quality) * (bits_per_pixel + weighted)).mean(), bits_per_pixel, error
+
+
+def weighted_distortion(
+    decoded: Tensor, images: Tensor, quality: Tensor, structure: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(N,) each: the bits per pixel that the distortion counts for, and the `distortion`."""
     error = distortion(decoded, images)
-    weight, balance = distortion_weight(quality), loss_balance(quality)
-    weighted = weight * error
+    weighted = distortion_weight(quality) * error
     if structure:
         error = distortion(decoded, images, structure)
         weighted = distortion_weight(quality, MS_SSIM_RANGE) * error + ANCHORED * weighted
-    return (balance * (bits_per_pixel + weighted)).mean(), bits_per_pixel, error
+    return weighted, error
 
 
 def validate(codec: LatentCodec, images: list[np.ndarray], structure: bool = False) -> list[tuple[float, float]]:
@@ -215,12 +223,16 @@ def average_into(average: LatentCodec, codec: LatentCodec, decay: float) -> None
                 kept.lerp_(new, 1 - decay)
 
 
-def keep(codec: LatentCodec, what: str | None) -> None:
-    """Let a part of `codec` stay as it is: its "transforms", the linear "filters" in them, or nothing.
+def freeze(codec: LatentCodec, what: str | None) -> None:
+    """Let a part of `codec` stay as it is: its "transforms", the linear "filters" in them, the "latents" and with them
+    everything but the synthesis, or nothing.
 
     MS-SSIM hardly sees brightness and colours drift. The filters' gradients are mostly noise then, a hundred times as
     large as all others together: after 950 steps of it quality 100 took twice the bits, at 1.4 dB less.
     """
+    if what == "latents":
+        codec.requires_grad_(False)
+        codec.synthesis.requires_grad_(True)
     for transform in (codec.analysis, codec.synthesis):
         for name, layer in transform.named_modules():
             if what == "transforms" or (what == "filters" and is_linear(name)):
@@ -267,7 +279,7 @@ class Trainer:
         steps: int | None = None,
         start: Path | None = None,
         structure: bool = False,
-        keep_transforms: bool = False,
+        keep: str | None = None,
         only_exact: bool = False,
         model: str | None = None,
         device: str = "cpu",
@@ -294,9 +306,7 @@ class Trainer:
         self.codec = MODELS[architecture]().to(self.device)
         self.steps, self.elapsed = 0, 0.0
         self.tuning = start is not None and not anew
-        self.kept = "filters" if structure else None
-        if start is not None and (anew or keep_transforms):
-            self.kept = "transforms"
+        self.kept = "transforms" if anew and start is not None else keep
         if anew:
             torch.manual_seed(seed)
             beginning = MODELS[architecture]()
@@ -314,7 +324,9 @@ class Trainer:
             self.steps, self.elapsed = state["steps"], state["elapsed"]
             self.tuning = state.get("tuning", self.tuning)
             self.kept = state.get("kept", self.kept)
-        keep(self.codec, self.kept)
+        freeze(self.codec, self.kept)
+        if structure:
+            freeze(self.codec, "filters")
         self.phases = TUNING_PHASES if self.tuning else PHASES
         self.rng = np.random.default_rng((seed, self.steps, worker))
         torch.manual_seed(seed + self.steps + 1_000_003 * worker)
@@ -372,6 +384,12 @@ class Trainer:
         quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float().to(self.device)
         if self.kept == "transforms":
             loss = (loss_balance(quality) * self.codec.rate(images, quality)[1]).mean()
+        elif self.kept == "latents":
+            with torch.no_grad():
+                decoded, _ = self.codec.rate(images, quality)
+            pixels = self.codec.reconstruct(decoded, quality)
+            weighted, _ = weighted_distortion(pixels, images, quality, self.structure)
+            loss = (loss_balance(quality) * weighted).mean()
         else:
             loss = losses(self.codec, images, quality, self.structure)[0]
         self.codec.zero_grad(set_to_none=True)
@@ -431,7 +449,7 @@ def train(
     steps: int | None = None,
     start: Path | None = None,
     structure: bool = False,
-    keep_transforms: bool = False,
+    keep: str | None = None,
     only_exact: bool = False,
     model: str | None = None,
     device: str = "cpu",
@@ -444,14 +462,15 @@ def train(
     """Train for `steps`, or else for `minutes` of wall-clock time, in all, continuing what OUT holds, or else from the
     weights in `start`.
 
-    With `structure` the distortion is 1 - MS-SSIM, and linear filters stay as they are. With `keep_transforms`, and
-    always where `model` is another one than that in `start`, only what predicts the latents is trained, for the rate.
-    `only_exact` leaves out what comes before quantisation-aware training. `batch` replaces that of all phases. Without
-    `count` symbols are not counted at the end for the entropy tables, which stay a Laplacian's, nor biases corrected.
+    With `structure` the distortion is 1 - MS-SSIM, and linear filters stay as they are. Where "transforms" are to
+    `keep`, and always where `model` is another one than that in `start`, only what predicts the latents is trained, for
+    the rate; where "latents" are, which wants `only_exact`, only the synthesis, for the distortion. `only_exact` leaves
+    out what comes before quantisation-aware training. `batch` replaces that of all phases. Without `count` symbols are
+    not counted at the end for the entropy tables, which stay a Laplacian's, nor biases corrected.
     """
     out.mkdir(parents=True, exist_ok=True)
     settings = {
-        "steps": steps, "start": start, "structure": structure, "keep_transforms": keep_transforms,
+        "steps": steps, "start": start, "structure": structure, "keep": keep,
         "only_exact": only_exact, "model": model, "device": device, "batch": batch, "learning_rate": learning_rate,
         "count": count,
     }  # fmt: skip
@@ -499,8 +518,9 @@ def main() -> None:
         help="checkpoint or bundle whose weights a new run starts from; for another --model, whose transforms it keeps",
     )  # fmt: skip
     parser.add_argument(
-        "--keep-transforms", action="store_true",
-        help="with --start: train only what predicts latents, for the rate, in half the time per step",
+        "--keep", choices=("transforms", "latents"),
+        help="with --start: train only what predicts latents, for the rate, in half the time per step; or with "
+        "--only-exact the synthesis alone, for the distortion",
     )  # fmt: skip
     parser.add_argument(
         "--only-exact", action="store_true",
@@ -528,15 +548,17 @@ def main() -> None:
     structure = arguments.distortion == "ms-ssim"
     if not arguments.learning_rate > 0:
         parser.error(f"--learning-rate {arguments.learning_rate:g}: use a positive number")
-    if arguments.keep_transforms and arguments.start is None and not (arguments.out / "last.pt").exists():
-        parser.error("--keep-transforms needs --start, a checkpoint with the transforms to keep")
+    if arguments.keep and arguments.start is None and not (arguments.out / "last.pt").exists():
+        parser.error(f"--keep {arguments.keep} needs --start, a checkpoint that has them")
+    if arguments.keep == "latents" and not arguments.only_exact:
+        parser.error("--keep latents needs --only-exact: the latents to draw are those that integers give")
     if arguments.only_exact and arguments.start is None and not (arguments.out / "last.pt").exists():
         parser.error("--only-exact needs --start, a checkpoint of a training that is done")
     if structure and arguments.start is None and not (arguments.out / "last.pt").exists():
         parser.error("--distortion ms-ssim needs --start: train for mse first")
     train(
         arguments.images, arguments.out, arguments.minutes, arguments.seed,
-        steps=arguments.steps, start=arguments.start, structure=structure, keep_transforms=arguments.keep_transforms,
+        steps=arguments.steps, start=arguments.start, structure=structure, keep=arguments.keep,
         only_exact=arguments.only_exact, model=arguments.model,
         device=arguments.device, batch=arguments.batch, learning_rate=arguments.learning_rate,
         processes=arguments.processes, threads=arguments.threads,
