@@ -65,13 +65,22 @@ def _heads(codec: LatentCodec) -> list[FineHead]:
     return [module for module in codec.modules() if isinstance(module, FineHead)]
 
 
-def _kernels(size: int) -> Callable[[LatentCodec], None]:
+def _kernels(size: int, *levels: int) -> Callable[[LatentCodec], None]:
+    """Contexts of another kernel at some of the fine levels."""
+
     def change(codec: LatentCodec) -> None:
-        for head in _heads(codec):
-            outputs, inputs = head.context.weight.shape[:2]
-            head.context = ExactConv2d(inputs, outputs, size)
+        for level, head in zip((2, 2, 1, 1), _heads(codec), strict=True):
+            if level in levels:
+                outputs, inputs = head.context.weight.shape[:2]
+                head.context = ExactConv2d(inputs, outputs, size)
 
     return change
+
+
+def _pointwise_features(codec: LatentCodec) -> None:
+    step = codec.get_submodule("context_steps.5")
+    outputs, inputs = step.up.weight.shape[:2]
+    step.up = ExactConv2d(inputs, outputs, 1)
 
 
 def _hidden_layers(count: int) -> Callable[[LatentCodec], None]:
@@ -109,8 +118,10 @@ VARIANTS = {
     "handed-4": Variant("4 features handed on to the fine levels instead of 8", {"fine_features": 4}),
     "handed-16": Variant("16 features handed on to the fine levels instead of 8", {"fine_features": 16}),
     "hyper-half": Variant("hyper-analysis half as wide", {"hyper8": 4, "hyper16": 8}),
-    "kernel-1": Variant("1 x 1 contexts at the fine levels instead of 3 x 3", change=_kernels(1)),
-    "kernel-5": Variant("5 x 5 contexts at the fine levels", change=_kernels(5)),
+    "kernel-1": Variant("1 x 1 contexts at the fine levels instead of 3 x 3", change=_kernels(1, 2, 1)),
+    "finest-1": Variant("1 x 1 contexts at level 1", change=_kernels(1, 1)),
+    "kernel-5": Variant("5 x 5 contexts at the fine levels", change=_kernels(5, 2, 1)),
+    "up-1": Variant("1 x 1 where features are handed on to level 1", change=_pointwise_features),
     "deeper": Variant("two hidden layers more at the fine levels", change=_hidden_layers(3)),
     "shallower": Variant("no hidden layer at the fine levels", change=_hidden_layers(0)),
     "no-hyper": Variant("nothing from the hyper-latent", blind=["hyper_analysis"]),
