@@ -1,10 +1,13 @@
 // Which symbols an encoder writes: the ones of least squared error and bits together, along a trellis of eight states or
 // one by one. linnet.h says what a decoder makes of them; how they are chosen is the encoder's own business.
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "kernels.h"
 #include "tables.h"
+
+#define LINNET_INLINE inline __attribute__((always_inline))
 
 namespace {
 
@@ -35,6 +38,8 @@ constexpr Ways kWays;
 // A number for each lane. GCC and Clang turn these into the vectors of whatever processor it is.
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 // The best symbol of each quantiser and parity (index 2 * quantiser + parity) for each lane, and what it costs.
 struct Choices {
@@ -43,8 +48,8 @@ struct Choices {
 };
 
 // Both parities of one quantiser: the levels on both sides of the residual, and zero instead of the even one.
-inline void choose(const linnet::Table *const *tables, int32_t quantiser, Floats residual, float bit_worth,
-                   Choices &choices)
+LINNET_INLINE void choose(const linnet::Table *const *tables, uint32_t base, int32_t quantiser, Floats residual,
+                          float bit_worth, Choices &choices)
 {
     const float half = quantiser ? 0.5f : 0;
     const Floats wanted = residual < 0 ? -residual : residual;
@@ -53,7 +58,7 @@ inline void choose(const linnet::Table *const *tables, int32_t quantiser, Floats
     const Integers below = whole < LINNET_MAX_SYMBOL - 1 ? whole : Integers{} + (LINNET_MAX_SYMBOL - 1);
     Floats bits_below, bits_above, bits_zero;
     for (uint32_t lane = 0; lane < kLanes; lane++) {
-        const linnet::Table &table = *tables[lane];
+        const linnet::Table &table = tables[lane][base];
         const float *const bits = table.bits + std::min(below[lane], table.radius + 1);
         bits_below[lane] = bits[0];
         bits_above[lane] = bits[1];
@@ -83,7 +88,7 @@ struct Trellises {
     }
 
     // Moves all lanes on; `ways` (kLanes) receives a bit for each state.
-    void step(const Choices &choices, uint8_t *ways)
+    LINNET_INLINE void step(const Choices &choices, uint8_t *ways)
     {
         Floats next[kStates], least = Floats{} + std::numeric_limits<float>::infinity();
         Integers way = {};
@@ -98,8 +103,8 @@ struct Trellises {
         }
         for (uint32_t state = 0; state < kStates; state++)
             cost[state] = next[state] - least;
-        for (uint32_t lane = 0; lane < kLanes; lane++)
-            ways[lane] = uint8_t(way[lane]);
+        const Bytes bits = __builtin_convertvector(way, Bytes);
+        std::memcpy(ways, &bits, sizeof bits);
     }
 
     uint32_t best(uint32_t lane) const
@@ -111,16 +116,121 @@ struct Trellises {
     }
 };
 
-inline float number(float residual)
+LINNET_INLINE float number(float residual)
 {
     return residual == residual ? residual : 0;  // NaN
+}
+
+// The symbols of one call that are coded, kLanes side by side, and what their paths are made of.
+struct Search {
+    const linnet_tables &tables;
+    uint32_t base;  // the second quantiser's tables begin here
+    float bit_worth;
+    const float *residual;
+    uint8_t *table_index;
+    size_t coded;
+    uint32_t *position;  // of each coded symbol in the call's arrays
+    int16_t *candidate;  // for each kLanes symbols Choices' four, lane by lane
+    uint8_t *ways;
+
+    // How many lanes are in use from the symbol `first` on.
+    uint32_t lanes(size_t first) const
+    {
+        return uint32_t(std::min<size_t>(kLanes, coded - first));
+    }
+
+    // What the first `quantisers` would make of the symbols from `first` on.
+    LINNET_INLINE void choose_at(size_t first, int32_t quantisers, Choices &choices) const
+    {
+        const linnet::Table *own[kLanes];
+        Floats residuals;
+        for (uint32_t lane = 0; lane < kLanes; lane++) {
+            const size_t i = position[first + std::min(lane, lanes(first) - 1)];
+            own[lane] = tables.table + table_index[i];
+            residuals[lane] = number(residual[i]);
+        }
+        choose(own, 0, 0, residuals, bit_worth, choices);
+        if (quantisers == 2)
+            choose(own, base, 1, residuals, bit_worth, choices);
+    }
+};
+
+// Fills `candidate` and `ways`; the state in which each lane's best path ends goes to `end`.
+LINNET_INLINE void follow(const Search search, uint32_t *end)
+{
+    Trellises trellises;
+    Choices choices = {};
+    for (size_t first = 0; first < search.coded; first += kLanes) {
+        search.choose_at(first, 2, choices);
+        for (uint32_t c = 0; c < 4; c++) {
+            const Shorts symbols = __builtin_convertvector(choices.symbol[c], Shorts);
+            std::memcpy(search.candidate + 4 * first + kLanes * c, &symbols, sizeof symbols);
+        }
+        for (uint32_t lane = search.lanes(first); lane < kLanes; lane++)
+            end[lane] = trellises.best(lane);  // of a trellis that ended one symbol before the others
+        trellises.step(choices, search.ways + first);
+    }
+    const uint32_t ended = search.coded % kLanes ? uint32_t(search.coded % kLanes) : kLanes;
+    for (uint32_t lane = 0; lane < ended; lane++)
+        end[lane] = trellises.best(lane);
+}
+
+#if defined(__x86_64__)
+// The same with instructions for selecting numbers, which SSE2 lacks.
+__attribute__((target("avx2"))) void follow_avx2(const Search &search, uint32_t *end)
+{
+    follow(search, end);
+}
+#endif
+
+// The best paths, from the states in which they end to their beginnings.
+void trace_back(const Search search, const uint32_t *end, int16_t *symbols, int16_t *levels)
+{
+    uint32_t state[kLanes];
+    std::copy(end, end + kLanes, state);
+    for (size_t group = (search.coded + kLanes - 1) / kLanes; group--;) {
+        const size_t first = kLanes * group;
+        const uint32_t lanes = search.lanes(first);
+        const int16_t *const candidate = search.candidate + 4 * first;
+        for (uint32_t lane = 0; lane < kLanes; lane++) {
+            if (lane == lanes)
+                break;
+            const Way way = kWays.into[state[lane]][search.ways[first + lane] >> state[lane] & 1];
+            const uint32_t quantiser = way.from & 1;
+            const size_t i = search.position[first + lane];
+            const int16_t symbol = candidate[kLanes * (2 * quantiser + way.parity) + lane];
+            symbols[i] = symbol;
+            levels[i] = int16_t(linnet::level_of(symbol, way.from));
+            search.table_index[i] = uint8_t(search.table_index[i] + search.base * quantiser);
+            state[lane] = way.from;
+        }
+    }
+}
+
+void choose_each_alone(const Search &search, int16_t *symbols, int16_t *levels)
+{
+    Choices choices = {};
+    for (size_t first = 0; first < search.coded; first += kLanes) {
+        search.choose_at(first, 1, choices);
+        const Integers symbol = choices.cost[1] < choices.cost[0] ? choices.symbol[1] : choices.symbol[0];
+        for (uint32_t lane = 0; lane < search.lanes(first); lane++) {
+            symbols[search.position[first + lane]] = int16_t(symbol[lane]);
+            levels[search.position[first + lane]] = int16_t(2 * symbol[lane]);
+        }
+    }
+}
+
+// `count` in whole groups of lanes, or SIZE_MAX.
+size_t padded(size_t count)
+{
+    return count > SIZE_MAX - kLanes ? SIZE_MAX : (count + kLanes - 1) / kLanes * kLanes;
 }
 
 }  // namespace
 
 size_t linnet_search_size(size_t count)
 {
-    return count > (SIZE_MAX - 4) / kBytesPerSymbol ? SIZE_MAX : kBytesPerSymbol * count;
+    return padded(count) > SIZE_MAX / kBytesPerSymbol ? SIZE_MAX : kBytesPerSymbol * padded(count);
 }
 
 int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, const float *residual,
@@ -138,56 +248,23 @@ int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, con
             return LINNET_ERROR_ARGUMENT;
         position[coded] = uint32_t(i);
         coded += tables->flags[table_index[i]] & linnet::kCoded;
-        symbols[i] = levels[i] = 0;
     }
-
-    int16_t *const candidate = reinterpret_cast<int16_t *>(position + count);  // four for each coded symbol
-    uint8_t *const ways = reinterpret_cast<uint8_t *>(candidate + 4 * count);
-    Choices choices = {};
-    Trellises trellises;
-    uint32_t end[kLanes];
-    for (size_t first = 0; first < coded; first += kLanes) {
-        const uint32_t lanes = uint32_t(std::min<size_t>(kLanes, coded - first));
-        const linnet::Table *own[2][kLanes];
-        Floats residuals;
-        for (uint32_t lane = 0; lane < kLanes; lane++) {
-            const size_t i = position[first + std::min(lane, lanes - 1)];
-            own[0][lane] = tables->table + table_index[i];
-            own[1][lane] = own[0][lane] + (trellis ? base : 0);
-            residuals[lane] = number(residual[i]);
-        }
-        choose(own[0], 0, residuals, bit_worth, choices);
-        if (!trellis) {
-            const Integers symbol = choices.cost[1] < choices.cost[0] ? choices.symbol[1] : choices.symbol[0];
-            for (uint32_t lane = 0; lane < lanes; lane++) {
-                symbols[position[first + lane]] = int16_t(symbol[lane]);
-                levels[position[first + lane]] = int16_t(2 * symbol[lane]);
-            }
-            continue;
-        }
-        choose(own[1], 1, residuals, bit_worth, choices);
-        for (uint32_t lane = 0; lane < lanes; lane++)
-            for (uint32_t c = 0; c < 4; c++)
-                candidate[4 * (first + lane) + c] = int16_t(choices.symbol[c][lane]);
-        for (uint32_t lane = lanes; lane < kLanes; lane++)
-            end[lane] = trellises.best(lane);  // of a trellis that ended one symbol before the others
-        uint8_t way[kLanes];
-        trellises.step(choices, way);
-        std::copy(way, way + lanes, ways + first);
-    }
-    if (!trellis)
+    std::fill_n(symbols, count, int16_t(0));
+    std::fill_n(levels, count, int16_t(0));
+    int16_t *const candidate = reinterpret_cast<int16_t *>(position + padded(count));
+    uint8_t *const ways = reinterpret_cast<uint8_t *>(candidate + 4 * padded(count));
+    const Search search = {*tables, base, bit_worth, residual, table_index, coded, position, candidate, ways};
+    if (!trellis) {
+        choose_each_alone(search, symbols, levels);
         return LINNET_OK;
-    const uint32_t ended = coded % kLanes ? uint32_t(coded % kLanes) : kLanes;
-    for (uint32_t lane = 0; lane < ended; lane++)
-        end[lane] = trellises.best(lane);
-    for (size_t k = coded; k--;) {
-        uint32_t &state = end[k % kLanes];
-        const Way way = kWays.into[state][ways[k] >> state & 1];
-        const size_t i = position[k];
-        symbols[i] = candidate[4 * k + 2 * (way.from & 1) + way.parity];
-        levels[i] = int16_t(linnet::level_of(symbols[i], way.from));
-        table_index[i] = uint8_t(table_index[i] + base * (way.from & 1));
-        state = way.from;
     }
+    uint32_t end[kLanes] = {};
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2"))
+        follow_avx2(search, end);
+    else
+#endif
+        follow(search, end);
+    trace_back(search, end, symbols, levels);
     return LINNET_OK;
 }
