@@ -23,6 +23,11 @@ using PlanesToBlocks = void (*)(const int8_t *planes, size_t blocks, uint8_t *to
 void planes_to_blocks_plain(const int8_t *planes, size_t blocks, uint8_t *top, uint8_t *bottom);
 PlanesToBlocks best_planes_to_blocks();
 
+// `count` values as the table (256) has them at value + 128.
+using Compand = void (*)(const int8_t *table, const int8_t *values, size_t count, int8_t *companded);
+void compand_plain(const int8_t *table, const int8_t *values, size_t count, int8_t *companded);
+Compand best_compand();
+
 // What the channels [3g, 3g + 3) of a convolution are made of: `pairs` planes of two channels each, `plane` and `row`
 // positions apart, under weights (pairs, size, size, 3, 2).
 struct FilterPart {

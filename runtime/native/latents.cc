@@ -104,13 +104,13 @@ LINNET_INLINE void dequantize(const Channels &channels, const int8_t *__restrict
     }
 }
 
-// The places in a companding table of float latents.
-LINNET_INLINE void round_latents(uint32_t n, const float *__restrict latent, uint8_t *__restrict place)
+// The nearest whole numbers to float latents.
+LINNET_INLINE void round_latents(uint32_t n, const float *__restrict latent, int8_t *__restrict whole)
 {
     for (uint32_t i = 0; i < n; i++) {
         const float scaled = 128.0f * latent[i];
         const float v = scaled == scaled ? scaled : 0;
-        place[i] = uint8_t(int32_t(std::clamp(v, -128.0f, 127.0f) + 128.5f));
+        whole[i] = int8_t(int32_t(std::clamp(v, -128.0f, 127.0f) + 128.5f) - 128);
     }
 }
 
@@ -119,7 +119,7 @@ struct Loops {
     void (*choose_tables)(uint32_t, const int8_t *, const int16_t *, uint32_t, uint8_t *);
     void (*subtract)(const Channels &, const float *, const int8_t *, float *);
     void (*dequantize)(const Channels &, const int8_t *, const int16_t *, int8_t *, int8_t *);
-    void (*round_latents)(uint32_t, const float *, uint8_t *);
+    void (*round_latents)(uint32_t, const float *, int8_t *);
 };
 
 #define LINNET_LOOPS(name, target)                                                                           \
@@ -132,7 +132,7 @@ struct Loops {
         },                                                                                                   \
         [](const Channels &channels, const int8_t *mean, const int16_t *level, int8_t *whole,                \
            int8_t *quarters) target { dequantize(channels, mean, level, whole, quarters); },                 \
-        [](uint32_t n, const float *latent, uint8_t *place) target { round_latents(n, latent, place); },     \
+        [](uint32_t n, const float *latent, int8_t *whole) target { round_latents(n, latent, whole); },      \
     };
 
 LINNET_LOOPS(kPlainLoops, )
@@ -149,13 +149,6 @@ const Loops &best_loops()
     return kPlainLoops;
 }
 #endif
-
-inline void compand(uint32_t n, const int8_t *__restrict table, const int8_t *__restrict decoded,
-                    int8_t *__restrict companded)
-{
-    for (uint32_t c = 0; c < n; c++)
-        companded[c] = table[decoded[c] + 128];
-}
 
 }  // namespace
 
@@ -197,13 +190,14 @@ int linnet_step_dequantize(const linnet_step *step, const int8_t *params, const 
         return LINNET_ERROR_ARGUMENT;
     const uint32_t n = step->last - step->first;
     const auto dequantize = best_loops().dequantize;
+    const auto compand = linnet::best_compand();
     each_chunk(*step, [&](const Channels &channels, uint32_t first) {
         each_position(*step, [&](size_t position, size_t k) {
             const size_t at = position * step->channels + step->first + first;
             int8_t *whole = decoded + at + position * step->channels;
             dequantize(channels, params + position * 2 * n + first, levels + k * n + first, whole,
                        whole + step->channels);
-            compand(channels.n, step->companding, whole, companded + at);
+            compand(step->companding, whole, channels.n, companded + at);
         });
     });
     return LINNET_OK;
@@ -214,12 +208,12 @@ int linnet_compand(const float *latent, size_t count, const int8_t *companding, 
     if (!companding || (count && (!latent || !companded)))
         return LINNET_ERROR_ARGUMENT;
     const auto round_latents = best_loops().round_latents;
+    const auto compand = linnet::best_compand();
     for (size_t first = 0; first < count; first += kChunk) {
-        uint8_t place[kChunk];
+        int8_t whole[kChunk];
         const uint32_t n = uint32_t(std::min<size_t>(kChunk, count - first));
-        round_latents(n, latent + first, place);
-        for (uint32_t i = 0; i < n; i++)
-            companded[first + i] = companding[place[i]];
+        round_latents(n, latent + first, whole);
+        compand(companding, whole, n, companded + first);
     }
     return LINNET_OK;
 }

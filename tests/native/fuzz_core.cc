@@ -457,6 +457,14 @@ void try_blocks()
     CHECK(!std::memcmp(top.get(), top2.get(), 6 * blocks) && !std::memcmp(bottom.get(), bottom2.get(), 6 * blocks));
 }
 
+void try_companding()
+{
+    Buffer<int8_t> table(256), values(size_t(between(0, 300))), found(values.size), found2(values.size);
+    linnet::compand_plain(table.get(), values.get(), values.size, found.get());
+    linnet::best_compand()(table.get(), values.get(), values.size, found2.get());
+    CHECK(!std::memcmp(found.get(), found2.get(), values.size));
+}
+
 void try_strips()
 {
     linnet::FilterPart part = {};
@@ -851,6 +859,7 @@ int main(int argc, char **argv)
         try_unpaired_tables();
         try_step();
         try_blocks();
+        try_companding();
         try_strips();
         try_filter();
         try_planes();
