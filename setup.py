@@ -21,7 +21,17 @@ NATIVE = Extension(
     "linnet.runtime._native",
     sources=[
         f"runtime/native/{name}.cc"
-        for name in ("companding", "crc32c", "entropy", "errors", "filter_strips", "filters", "latents", "pixels", "search")
+        for name in (
+            "companding",
+            "crc32c",
+            "entropy",
+            "errors",
+            "filter_strips",
+            "filters",
+            "latents",
+            "pixels",
+            "search",
+        )
     ],
     depends=[f"runtime/native/{name}.h" for name in ("kernels", "linnet", "tables")],
     language="c++",
