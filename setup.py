@@ -14,25 +14,14 @@ FOLDERS = {
     "linnet.benchmarks.profiling": "benchmarks/profiling",
 }
 
+SOURCES = ("companding", "crc32c", "entropy", "errors", "filter_strips", "filters", "latents", "pixels", "search")
+
 # Loaded with ctypes, so one build serves every Python version (hence "limited API", although no Python.h is used).
 # -ffp-contract=off: a fused multiply-add would let the encoder round differently from machine to machine.
 # -fno-trapping-math: nobody asks which exceptions a comparison raised, and without them it can be vector code.
 NATIVE = Extension(
     "linnet.runtime._native",
-    sources=[
-        f"runtime/native/{name}.cc"
-        for name in (
-            "companding",
-            "crc32c",
-            "entropy",
-            "errors",
-            "filter_strips",
-            "filters",
-            "latents",
-            "pixels",
-            "search",
-        )
-    ],
+    sources=[f"runtime/native/{name}.cc" for name in SOURCES],
     depends=[f"runtime/native/{name}.h" for name in ("kernels", "linnet", "tables")],
     language="c++",
     extra_compile_args=[
