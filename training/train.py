@@ -24,9 +24,11 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calibration.entropy_tables import fitted_tables
 from ..calibration.qat import ExactConv2d, set_exact, to_full_scale
 from ..export.bundling import MODELS, count_symbols, trainable_codec
 from ..export.models.latent_codec import LatentCodec
+from ..runtime import core
 from ..runtime.bundle import Bundle
 from ..runtime.errors import LinnetError
 from . import wavelets
@@ -307,6 +309,12 @@ class Trainer:
         self.steps, self.elapsed = 0, 0.0
         self.tuning = start is not None and not anew
         self.kept = "transforms" if anew and start is not None else keep
+        if source == self.checkpoint:
+            self.kept = state.get("kept", self.kept)
+        if keep not in (None, self.kept):
+            raise SystemExit(f"--keep {keep} does not go with {source}, whose training keeps {self.kept or 'nothing'}")
+        if self.kept == "latents" and not only_exact:
+            raise SystemExit("--keep latents needs --only-exact: the latents to draw are those that integers give")
         if anew:
             torch.manual_seed(seed)
             beginning = MODELS[architecture]()
@@ -323,10 +331,16 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.steps, self.elapsed = state["steps"], state["elapsed"]
             self.tuning = state.get("tuning", self.tuning)
-            self.kept = state.get("kept", self.kept)
         freeze(self.codec, self.kept)
         if structure:
             freeze(self.codec, "filters")
+        self.counts = None
+        if self.kept == "latents":
+            self.counts = state.get("symbol_counts")
+            if self.counts is None:
+                raise SystemExit(f"{source} has no symbol counts, which tell the latents: finish its training first")
+            tables = core.EntropyTables(*fitted_tables(self.counts.numpy()))
+            self.codec.entropy_tables = self.average.entropy_tables = tables
         self.phases = TUNING_PHASES if self.tuning else PHASES
         self.rng = np.random.default_rng((seed, self.steps, worker))
         torch.manual_seed(seed + self.steps + 1_000_003 * worker)
@@ -423,17 +437,19 @@ class Trainer:
         return clock.item()
 
     def _save(self, row: list[float]) -> None:
-        crops = None
+        counts = self.counts
         if self.share >= 1 and self.count:
             crops = self.photographs.batch(COUNTED_CROPS, 256, np.random.default_rng(0), self.device)
             if self.kept != "transforms":
                 correct_bias(self.average, crops)
+            if counts is None:
+                counts = count_symbols(self.average, crops)
         points = validate(self.average, self.photographs.validation, self.structure)
         with self.checkpoint.with_name("curve.csv").open("a", newline="") as file:
             csv.writer(file).writerow([*row, *(value for point in points for value in point)])
         state = {name: getattr(self, name).state_dict() for name in ("codec", "average", "optimizer")}
-        if crops is not None:
-            state["symbol_counts"] = count_symbols(self.average, crops)
+        if counts is not None:
+            state["symbol_counts"] = counts
         temporary = self.checkpoint.with_suffix(".tmp")
         state |= {"architecture": self.codec.architecture, "tuning": self.tuning, "kept": self.kept}
         torch.save({**state, "steps": self.steps, "elapsed": self.elapsed}, temporary)
@@ -550,8 +566,6 @@ def main() -> None:
         parser.error(f"--learning-rate {arguments.learning_rate:g}: use a positive number")
     if arguments.keep and arguments.start is None and not (arguments.out / "last.pt").exists():
         parser.error(f"--keep {arguments.keep} needs --start, a checkpoint that has them")
-    if arguments.keep == "latents" and not arguments.only_exact:
-        parser.error("--keep latents needs --only-exact: the latents to draw are those that integers give")
     if arguments.only_exact and arguments.start is None and not (arguments.out / "last.pt").exists():
         parser.error("--only-exact needs --start, a checkpoint of a training that is done")
     if structure and arguments.start is None and not (arguments.out / "last.pt").exists():

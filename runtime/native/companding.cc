@@ -50,8 +50,8 @@ namespace {
 void compand_neon(const int8_t *table, const int8_t *values, size_t count, int8_t *companded)
 {
     int8x16x4_t quarter[4];
-    for (int q = 0; q < 4; q++)
-        quarter[q] = vld1q_s8_x4(table + 64 * q);
+    for (int row = 0; row < 16; row++)
+        quarter[row / 4].val[row % 4] = vld1q_s8(table + 16 * row);
     size_t i = 0;
     for (; i + 16 <= count; i += 16) {
         uint8x16_t place = veorq_u8(vreinterpretq_u8_s8(vld1q_s8(values + i)), vdupq_n_u8(128));

@@ -7,6 +7,9 @@
 
 #include "linnet.h"
 
+// What is inlined into functions for other processors is compiled for those.
+#define LINNET_INLINE inline __attribute__((always_inline))
+
 namespace linnet {
 
 // Raw CRC register in, raw register out (no inversions).

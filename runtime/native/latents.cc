@@ -3,8 +3,6 @@
 
 #include "kernels.h"
 
-#define LINNET_INLINE inline __attribute__((always_inline))
-
 namespace {
 
 constexpr int kGainExp = 6;

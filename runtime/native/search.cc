@@ -7,8 +7,6 @@
 #include "kernels.h"
 #include "tables.h"
 
-#define LINNET_INLINE inline __attribute__((always_inline))
-
 namespace {
 
 constexpr uint32_t kStates = 8, kLanes = 4;
@@ -121,7 +119,8 @@ LINNET_INLINE float number(float residual)
     return residual == residual ? residual : 0;  // NaN
 }
 
-// The symbols of one call that are coded, kLanes side by side, and what their paths are made of.
+// The symbols of one call that are coded, kLanes side by side, and what their paths are made of. Passed by value: for all
+// that a compiler knows the bytes written on the way could be any of it.
 struct Search {
     const linnet_tables &tables;
     uint32_t base;  // the second quantiser's tables begin here
@@ -156,7 +155,7 @@ struct Search {
 };
 
 // Fills `candidate` and `ways`; the state in which each lane's best path ends goes to `end`.
-LINNET_INLINE void follow(const Search search, uint32_t *end)
+LINNET_INLINE void follow(Search search, uint32_t *end)
 {
     Trellises trellises;
     Choices choices = {};
@@ -177,14 +176,14 @@ LINNET_INLINE void follow(const Search search, uint32_t *end)
 
 #if defined(__x86_64__)
 // The same with instructions for selecting numbers, which SSE2 lacks.
-__attribute__((target("avx2"))) void follow_avx2(const Search &search, uint32_t *end)
+__attribute__((target("avx2"))) void follow_avx2(Search search, uint32_t *end)
 {
     follow(search, end);
 }
 #endif
 
 // The best paths, from the states in which they end to their beginnings.
-void trace_back(const Search search, const uint32_t *end, int16_t *symbols, int16_t *levels)
+void trace_back(Search search, const uint32_t *end, int16_t *symbols, int16_t *levels)
 {
     uint32_t state[kLanes];
     std::copy(end, end + kLanes, state);
@@ -192,9 +191,7 @@ void trace_back(const Search search, const uint32_t *end, int16_t *symbols, int1
         const size_t first = kLanes * group;
         const uint32_t lanes = search.lanes(first);
         const int16_t *const candidate = search.candidate + 4 * first;
-        for (uint32_t lane = 0; lane < kLanes; lane++) {
-            if (lane == lanes)
-                break;
+        for (uint32_t lane = 0; lane < lanes; lane++) {
             const Way way = kWays.into[state[lane]][search.ways[first + lane] >> state[lane] & 1];
             const uint32_t quantiser = way.from & 1;
             const size_t i = search.position[first + lane];
@@ -207,7 +204,7 @@ void trace_back(const Search search, const uint32_t *end, int16_t *symbols, int1
     }
 }
 
-void choose_each_alone(const Search &search, int16_t *symbols, int16_t *levels)
+void choose_each_alone(Search search, int16_t *symbols, int16_t *levels)
 {
     Choices choices = {};
     for (size_t first = 0; first < search.coded; first += kLanes) {
