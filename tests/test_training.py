@@ -136,9 +136,7 @@ def test_the_synthesis_alone_learns_to_draw_latents_that_stay(
     training.train(folder, tmp_path / "run", steps=3, **options)
     trained = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert trained["steps"] == 3 and torch.equal(given["symbol_counts"], trained["symbol_counts"])
-    changed = {
-        name for name, values in given["average"].items() if not torch.equal(values, trained["average"][name])
-    }
+    changed = {name for name, values in given["average"].items() if not torch.equal(values, trained["average"][name])}
     assert [name for name in changed if not name.startswith("synthesis.")] == []
     assert "synthesis.merge8.weight" in changed and ("synthesis.low1.weight" in changed) != structure
 
@@ -149,9 +147,9 @@ def test_what_is_kept_must_be_there(folder: Path, tmp_path: Path, capsys: pytest
         training.main()
     assert "--keep transforms needs --start, a checkpoint that has them" in capsys.readouterr().err
     options = {"keep": "latents", "only_exact": True, "steps": 1}
-    with pytest.raises(SystemExit, match="micro.* has no symbol counts, which tell the latents"):
+    with pytest.raises(SystemExit, match=r"micro.* has no symbol counts, which tell the latents"):
         training.train(folder, tmp_path / "run", start=shipped()["micro"], **options)
-    with pytest.raises(SystemExit, match="--keep latents does not go with .*micro.*, whose training keeps transforms"):
+    with pytest.raises(SystemExit, match=r"--keep latents does not go with .*micro.*, whose training keeps transforms"):
         training.train(folder, tmp_path / "run", start=shipped()["micro"], model="wavelet2", **options)
 
 
