@@ -65,22 +65,25 @@ def _heads(codec: LatentCodec) -> list[FineHead]:
     return [module for module in codec.modules() if isinstance(module, FineHead)]
 
 
+def _resized(layer: ExactConv2d, size: int) -> ExactConv2d:
+    outputs, inputs = layer.weight.shape[:2]
+    return ExactConv2d(inputs, outputs, size)
+
+
 def _kernels(size: int, *levels: int) -> Callable[[LatentCodec], None]:
     """Contexts of another kernel at some of the fine levels."""
 
     def change(codec: LatentCodec) -> None:
         for level, head in zip((2, 2, 1, 1), _heads(codec), strict=True):
             if level in levels:
-                outputs, inputs = head.context.weight.shape[:2]
-                head.context = ExactConv2d(inputs, outputs, size)
+                head.context = _resized(head.context, size)
 
     return change
 
 
 def _pointwise_features(codec: LatentCodec) -> None:
     step = codec.get_submodule("context_steps.5")
-    outputs, inputs = step.up.weight.shape[:2]
-    step.up = ExactConv2d(inputs, outputs, 1)
+    step.up = _resized(step.up, 1)
 
 
 def _hidden_layers(count: int) -> Callable[[LatentCodec], None]:

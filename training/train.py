@@ -338,7 +338,7 @@ class Trainer:
         if self.kept == "latents":
             self.counts = state.get("symbol_counts")
             if self.counts is None:
-                raise SystemExit(f"{source} has no symbol counts, which tell the latents: finish its training first")
+                raise SystemExit(f"{source} has no symbol counts, which tell the latents: give a finished checkpoint")
             tables = core.EntropyTables(*fitted_tables(self.counts.numpy()))
             self.codec.entropy_tables = self.average.entropy_tables = tables
         self.phases = TUNING_PHASES if self.tuning else PHASES
@@ -564,11 +564,12 @@ def main() -> None:
     structure = arguments.distortion == "ms-ssim"
     if not arguments.learning_rate > 0:
         parser.error(f"--learning-rate {arguments.learning_rate:g}: use a positive number")
-    if arguments.keep and arguments.start is None and not (arguments.out / "last.pt").exists():
+    from_nothing = arguments.start is None and not (arguments.out / "last.pt").exists()
+    if arguments.keep and from_nothing:
         parser.error(f"--keep {arguments.keep} needs --start, a checkpoint that has them")
-    if arguments.only_exact and arguments.start is None and not (arguments.out / "last.pt").exists():
+    if arguments.only_exact and from_nothing:
         parser.error("--only-exact needs --start, a checkpoint of a training that is done")
-    if structure and arguments.start is None and not (arguments.out / "last.pt").exists():
+    if structure and from_nothing:
         parser.error("--distortion ms-ssim needs --start: train for mse first")
     train(
         arguments.images, arguments.out, arguments.minutes, arguments.seed,
