@@ -141,6 +141,23 @@ def test_the_synthesis_alone_learns_to_draw_latents_that_stay(
     assert "synthesis.merge8.weight" in changed and ("synthesis.low1.weight" in changed) != structure
 
 
+@pytest.mark.slow
+def test_a_batch_that_is_drawn_again_is_of_pictures_with_their_latents(
+    folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "ENCODED_BATCHES", 2)
+    trainer = training.Trainer(folder, tmp_path, 1.0, 0, keep="latents", only_exact=True, start=start)
+    trainer.codec.set_exact(True)
+    for trainer.steps in range(training.REDRAWN + 1):
+        images, quality, decoded = trainer._encoded_batch(2, 64)
+        assert images.shape == (2, 3, 64, 64) and 0 <= quality[0] < 0.5 <= quality[1] < 1
+        if trainer.steps in (0, training.REDRAWN):
+            with torch.no_grad():
+                assert torch.equal(decoded, trainer.codec.rate(images, quality)[0])
+    newest, oldest = trainer.encoded[-1][0], trainer.encoded[0][0]
+    assert len(trainer.encoded) == 2 and not torch.equal(newest, oldest)
+
+
 def test_what_is_kept_must_be_there(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="2"):
         patch.setattr("sys.argv", ["train", str(folder), str(tmp_path / "run"), "--keep", "transforms"])

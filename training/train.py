@@ -15,6 +15,7 @@ import copy
 import csv
 import math
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ CHECKPOINT_SECONDS = 180
 UNLIMITED = {"out", "mix"}
 """Layers that stay linear, which NORM_LIMIT does not concern, beside the linear filters."""
 VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+REDRAWN = 8
+"""How often a batch is drawn where its latents are kept: to encode it takes as long as to learn from it."""
+ENCODED_BATCHES = 64
+"""From so many of them, one picture of each, batches are drawn then."""
 COUNTED_CROPS = 96
 """Training crops of 256 x 256 whose symbols make the entropy tables, and whose mean errors correct biases."""
 
@@ -334,6 +339,7 @@ class Trainer:
         freeze(self.codec, self.kept)
         if structure:
             freeze(self.codec, "filters")
+        self.encoded: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=ENCODED_BATCHES)
         self.counts = None
         if self.kept == "latents":
             self.counts = state.get("symbol_counts")
@@ -393,14 +399,13 @@ class Trainer:
         if self.structure:
             rate *= STRUCTURE_FACTOR
         batch = self.batch or batch
-        images = self.photographs.batch(batch, crop, self.rng, self.device)
-        # One quality per stratum, so that every batch spans the range.
-        quality = torch.from_numpy((np.arange(batch) + self.rng.random(batch)) / batch).float().to(self.device)
+        if self.kept == "latents":
+            images, quality, decoded = self._encoded_batch(batch, crop)
+        else:
+            images, quality = self._batch(batch, crop)
         if self.kept == "transforms":
             loss = (loss_balance(quality) * self.codec.rate(images, quality)[1]).mean()
         elif self.kept == "latents":
-            with torch.no_grad():
-                decoded, _ = self.codec.rate(images, quality)
             pixels = self.codec.reconstruct(decoded, quality)
             weighted, _ = weighted_distortion(pixels, images, quality, self.structure)
             loss = (loss_balance(quality) * weighted).mean()
@@ -419,6 +424,26 @@ class Trainer:
         average_into(self.average, self.codec, min(AVERAGE_DECAY, (self.steps + 1) / (self.steps + 10)))
         self.steps += 1
         return loss.item(), norm.item(), rate
+
+    def _batch(self, batch: int, crop: int) -> tuple[Tensor, Tensor]:
+        """Images and their quality positions, one for each stratum, so that every batch spans the range."""
+        images = self.photographs.batch(batch, crop, self.rng, self.device)
+        quality = (np.arange(batch) + self.rng.random(batch)) / batch
+        return images, torch.from_numpy(quality).float().to(self.device)
+
+    def _encoded_batch(self, batch: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, quality positions and decoded latents, of the batches that were encoded last."""
+        if self.steps % REDRAWN == 0 or len(self.encoded) < ENCODED_BATCHES:
+            images, quality = self._batch(batch, crop)
+            with torch.no_grad():
+                decoded, _ = self.codec.rate(images, quality)
+            self.encoded.append((images.half(), quality, decoded.half()))  # 8-bit integers by 128: nothing is rounded
+        chosen = self.rng.integers(len(self.encoded), size=batch)
+        images, quality, decoded = (
+            torch.stack([self.encoded[which][part][place] for place, which in enumerate(chosen)]).float()
+            for part in range(3)
+        )
+        return images, quality, decoded
 
     def _average_gradients(self) -> None:
         if self.processes == 1:
