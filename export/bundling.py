@@ -22,7 +22,15 @@ from ..runtime import core
 from ..runtime.backends import filter_plan
 from ..runtime.bundle import Bundle, pack_arrays, write_bundle
 from ..runtime.errors import InputError, UsageError
-from ..runtime.latents import FINE_EXP, GAIN_EXP, SCALE_STEPS_PER_OCTAVE, SCALE_TABLES, SMALLEST_SCALE, companding_table
+from ..runtime.latents import (
+    FINE_EXP,
+    GAIN_EXP,
+    SCALE_STEPS_PER_OCTAVE,
+    SCALE_TABLES,
+    SMALLEST_SCALE,
+    TRELLIS_STATES,
+    companding_table,
+)
 from ..runtime.network import EXACT, FLOAT, Conv, Network, arrays, describe
 from ..runtime.tiles import BLOCK
 from .models.latent_codec import HYPER_CHANNELS, LOG2_SCALE_BIAS, LatentCodec
@@ -188,7 +196,7 @@ def bundle_codec(codec: LatentCodec, counts: np.ndarray | None, out: Path) -> st
         "latent_channels": codec.latent_channels,
         "hyper_channels": HYPER_CHANNELS,
         "coding_steps": [asdict(step) for step in codec.steps],
-        "trellis": True,
+        "trellis": TRELLIS_STATES,
     }
     return write_codec(out, manifest, networks, tables)
 

@@ -169,12 +169,12 @@ class RansDecoder:
         self._decoder = _DecoderStruct()
         self._check(native.linnet_rans_decode_start(self._decoder, self._data.ctypes.data, self._data.size))
 
-    def decode(self, tables: EntropyTables, table_index: np.ndarray, trellis: bool = False) -> np.ndarray:
+    def decode(self, tables: EntropyTables, table_index: np.ndarray, trellis: int = 0) -> np.ndarray:
         """The levels, in half steps, of the next symbols, (count,) int16, one for each entry of `table_index` (count,)
         uint8.
 
-        With `trellis`, of one coding step's symbols, whose table indices lie in the first half of the tables; else
-        levels are twice the symbols.
+        Along a trellis of so many states, of one coding step's symbols, whose table indices lie in the first half of
+        the tables; else levels are twice the symbols.
         """
         pointer = _vector_pointer(table_index, "table_index", np.uint8)
         levels = np.empty(table_index.size, np.int16)
@@ -309,13 +309,13 @@ def step_residuals(step: Step, latent: np.ndarray, params: np.ndarray) -> tuple[
 
 
 def search(
-    tables: EntropyTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float, trellis: bool
+    tables: EntropyTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float, trellis: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(symbols, levels, table index to code each with), int16, int16, uint8 of (count,): those of least squared error
     (in squared steps) plus `bit_worth` for each bit.
 
-    `residual` float32 and `table_index` uint8, both (count,), are those of one step. Levels are in half steps. With
-    `trellis` they depend on the symbols before (dependent quantisation), and the search is Viterbi's algorithm.
+    `residual` float32 and `table_index` uint8, both (count,), are those of one step. Levels are in half steps.
+    Along a `trellis` of 8 or 64 states (0: none) they depend on the symbols before (dependent quantisation), and the search is Viterbi's algorithm.
     """
     _vector_pointer(table_index, "table_index", np.uint8)
     table_index = table_index.copy()

@@ -34,6 +34,8 @@ COMPANDING_KNEE = 3.0
 BIT_WORTH = 0.08
 """Squared error, in squared quantisation steps, that the encoder accepts to save one bit, where each symbol is chosen
 by itself. High-rate theory gives 2 ln 2 / 12 = 0.116 where steps and rate are in balance."""
+TRELLIS_STATES = 64
+"""Of the trellis of new bundles. Earlier ones have 8."""
 TRELLIS_BIT_WORTH = 0.05
 """The same along a trellis, whose steps are longer."""
 TRELLIS_STEP = 1.3

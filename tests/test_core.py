@@ -473,7 +473,7 @@ def test_steps_equal_their_definition(shape, parity):
         assert residual.dtype == np.float32
         assert np.array_equal(residual, step_residuals_twin(step, latent, params), equal_nan=True)
 
-        _, found, _ = core.search(GAUSSIAN.native, residual, table_index, BIT_WORTH, False)
+        _, found, _ = core.search(GAUSSIAN.native, residual, table_index, BIT_WORTH, 0)
         any_levels = rng.integers(-32768, 32768, found.size).astype(np.int16)
         for levels in (found, any_levels):
             decoded, companded = (array.copy() for array in before)
@@ -493,7 +493,7 @@ def test_levels_are_half_steps_and_latents_are_clamped():
         )  # fmt: skip
         residual, table_index = core.step_residuals(step, latent, params)
         assert np.array_equal(table_index, rows)
-        symbols, levels, _ = core.search(tables.native, residual, table_index, 0.0, False)
+        symbols, levels, _ = core.search(tables.native, residual, table_index, 0.0, 0)
         assert (symbols * gain // 64).tolist() == expected
         decoded, companded = np.zeros((1, 8, 2), np.int8), np.zeros((1, 8, 1), np.int8)
         core.dequantize(step, params, levels, decoded, companded)
@@ -513,7 +513,7 @@ def search_cost(tables: TwinTables, residual: float, table: int, symbol: int, bi
 
 def searched(tables: TwinTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float) -> list[int]:
     before = table_index.copy()
-    symbols, levels, coded_with = core.search(tables.native, residual, table_index, bit_worth, False)
+    symbols, levels, coded_with = core.search(tables.native, residual, table_index, bit_worth, 0)
     assert symbols.dtype == levels.dtype == np.int16 and coded_with.dtype == np.uint8
     assert np.array_equal(levels, 2 * symbols)
     assert np.array_equal(coded_with, before) and np.array_equal(table_index, before)
@@ -577,8 +577,8 @@ def test_the_search_checks_its_arguments():
     ]  # fmt: skip
     for name, value in bad:
         with pytest.raises(ValueError):
-            core.search(EXTREME.native, **{**good, name: value}, trellis=False)
-    assert [a.size for a in core.search(EXTREME.native, residual[:0], table_index[:0], 0.1, False)] == [0] * 3
+            core.search(EXTREME.native, **{**good, name: value}, trellis=0)
+    assert [a.size for a in core.search(EXTREME.native, residual[:0], table_index[:0], 0.1, 0)] == [0] * 3
 
 
 def test_companding_of_latents():

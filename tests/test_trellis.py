@@ -13,9 +13,40 @@ from test_core import SCALES, TwinReader, TwinTables, gaussian_tables
 from linnet.calibration.entropy_tables import laplacian_tables
 from linnet.runtime import core
 from linnet.runtime.errors import InputError
-from linnet.runtime.latents import BIT_WORTH, SCALE_TABLES, TRELLIS_BIT_WORTH, TRELLIS_STEP
+from linnet.runtime.latents import BIT_WORTH, SCALE_TABLES, TRELLIS_BIT_WORTH, TRELLIS_STATES, TRELLIS_STEP
 
-NEXT_STATE = [(0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5)]
+MASKS = {8: (7, 2), 64: (62, 22)}
+"""What an odd state and an odd symbol flip of the next state, by the number of states."""
+ANY_TRELLIS = pytest.mark.parametrize("trellis", MASKS)
+
+
+def next_state(trellis: int, state: int, symbol: int) -> int:
+    odd, parity = MASKS[trellis]
+    return state >> 1 ^ state % 2 * odd ^ symbol % 2 * parity
+
+
+@ANY_TRELLIS
+def test_paths_that_part_stay_apart(trellis):
+    """Until as many symbols are coded as states have bits."""
+    ends = [0]
+    for _ in range(trellis.bit_length() - 1):
+        ends = [next_state(trellis, state, symbol) for state in ends for symbol in (0, 1)]
+    assert sorted(ends) == [*range(trellis)]
+    arrivals = sorted(next_state(trellis, state, symbol) for state in range(trellis) for symbol in (0, 1))
+    assert arrivals == sorted([*range(trellis)] * 2)
+
+
+def test_eight_states_are_those_of_schwarz_et_al():
+    """By other names: the same quantiser follows in each, whatever the symbols."""
+    theirs = [(0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5)]
+    pairs, found = [(0, 0)], set()
+    while pairs:
+        pair = ours, other = pairs.pop()
+        if pair not in found:
+            assert ours % 2 == other % 2
+            pairs += [(next_state(8, ours, parity), theirs[other][parity]) for parity in (0, 1)]
+        found.add(pair)
+    assert len(found) == 8
 
 
 def paired(*halves: TwinTables) -> TwinTables:
@@ -56,8 +87,8 @@ KINDS = {"laplacian": LAPLACIAN, "gaussian": GAUSSIAN, "random": RANDOM, "extrem
 class Paths:
     """The states of one step's four trellises, and what symbols mean in them."""
 
-    def __init__(self) -> None:
-        self.states, self.coded = [0] * 4, 0
+    def __init__(self, trellis: int) -> None:
+        self.trellis, self.states, self.coded = trellis, [0] * 4, 0
 
     def quantiser(self) -> int:
         return self.states[self.coded % 4] % 2
@@ -66,14 +97,16 @@ class Paths:
         """Of the next coded symbol."""
         lane = self.coded % 4
         level = 2 * symbol - self.quantiser() * ((symbol > 0) - (symbol < 0))
-        self.states[lane] = NEXT_STATE[self.states[lane]][symbol % 2]
+        self.states[lane] = next_state(self.trellis, self.states[lane], symbol)
         self.coded += 1
         return level
 
 
-def meaning_of(tables: TwinTables, symbols: np.ndarray, table_index: np.ndarray) -> tuple[list[int], list[int]]:
+def meaning_of(
+    tables: TwinTables, symbols: np.ndarray, table_index: np.ndarray, trellis: int
+) -> tuple[list[int], list[int]]:
     """(levels, indices of the tables that code them) of one step's symbols."""
-    paths, levels, coded_with = Paths(), [], []
+    paths, levels, coded_with = Paths(trellis), [], []
     for symbol, table in zip(symbols.tolist(), table_index.tolist(), strict=True):
         if not tables.radii[table]:
             assert symbol == 0
@@ -85,11 +118,11 @@ def meaning_of(tables: TwinTables, symbols: np.ndarray, table_index: np.ndarray)
     return levels, coded_with
 
 
-def decode_twin(tables: TwinTables, payload: bytes, steps: list[np.ndarray]) -> list[list[int]]:
+def decode_twin(tables: TwinTables, payload: bytes, steps: list[np.ndarray], trellis: int) -> list[list[int]]:
     """The levels of each step, given the table indices that its parameters choose."""
     reader, found = TwinReader(tables, payload), []
     for table_index in steps:
-        paths, levels = Paths(), []
+        paths, levels = Paths(trellis), []
         for table in table_index.tolist():
             if tables.radii[table]:
                 symbol = reader.symbol(table + paths.quantiser() * len(tables.radii) // 2)
@@ -101,27 +134,34 @@ def decode_twin(tables: TwinTables, payload: bytes, steps: list[np.ndarray]) -> 
     return found
 
 
-def search(tables: TwinTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float = TRELLIS_BIT_WORTH):
+def search(
+    tables: TwinTables,
+    residual: np.ndarray,
+    table_index: np.ndarray,
+    bit_worth: float = TRELLIS_BIT_WORTH,
+    trellis: int = TRELLIS_STATES,
+):
     """The search's three arrays, once it is clear that they belong together."""
     before = table_index.copy()
-    symbols, levels, coded_with = core.search(tables.native, residual, table_index, bit_worth, True)
+    symbols, levels, coded_with = core.search(tables.native, residual, table_index, bit_worth, trellis)
     assert symbols.dtype == levels.dtype == np.int16 and coded_with.dtype == np.uint8
     assert symbols.size == 0 or np.abs(symbols).max() <= core.MAX_SYMBOL
     assert np.array_equal(table_index, before)
-    assert (levels.tolist(), coded_with.tolist()) == meaning_of(tables, symbols, table_index)
+    assert (levels.tolist(), coded_with.tolist()) == meaning_of(tables, symbols, table_index, trellis)
     return symbols, levels, coded_with
 
 
-def round_trip(tables: TwinTables, steps: list[tuple[np.ndarray, np.ndarray]], bit_worth: float) -> None:
+def round_trip(tables: TwinTables, steps: list[tuple[np.ndarray, np.ndarray]], bit_worth: float, trellis: int) -> None:
     """Searches, codes and decodes steps of (residual, table index) in one payload."""
-    found = [search(tables, *step, bit_worth) for step in steps]
+    found = [search(tables, *step, bit_worth, trellis) for step in steps]
     symbols, levels, coded_with = (np.concatenate(parts) for parts in zip(*found, strict=True))
     payload = core.rans_encode(tables.native, symbols, coded_with)
     assert payload == tables.encode(symbols, coded_with)
-    assert np.concatenate(decode_twin(tables, payload, [index for _, index in steps])).tolist() == levels.tolist()
+    twin = decode_twin(tables, payload, [index for _, index in steps], trellis)
+    assert np.concatenate(twin).tolist() == levels.tolist()
     decoder = core.RansDecoder(payload)
     for (_, table_index), (_, expected, _) in zip(steps, found, strict=True):
-        decoded = decoder.decode(tables.native, table_index, trellis=True)
+        decoded = decoder.decode(tables.native, table_index, trellis)
         assert decoded.dtype == np.int16 and np.array_equal(decoded, expected)
     decoder.finish()
 
@@ -135,11 +175,12 @@ def random_step(tables: TwinTables, count: int, rng: np.random.Generator) -> tup
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 1023, 1024, 1025, 3001])
 @pytest.mark.parametrize("kind", KINDS)
-def test_steps_in_one_payload_come_back_as_their_levels(kind, count):
+@ANY_TRELLIS
+def test_steps_in_one_payload_come_back_as_their_levels(trellis, kind, count):
     rng = np.random.default_rng(count)
     counts = [count, *rng.integers(0, 12, 4).tolist(), count]
     for bit_worth in (0.0, TRELLIS_BIT_WORTH, 30.0):
-        round_trip(KINDS[kind], [random_step(KINDS[kind], n, rng) for n in counts], bit_worth)
+        round_trip(KINDS[kind], [random_step(KINDS[kind], n, rng) for n in counts], bit_worth, trellis)
 
 
 @given(st.data())
@@ -150,10 +191,12 @@ def test_any_steps_come_back_as_their_levels(data):
     index = st.integers(0, len(tables.radii) // 2 - 1)
     steps = data.draw(st.lists(st.lists(st.tuples(number, index), max_size=30), min_size=1, max_size=5))
     arrays = [(np.array([r for r, _ in s], np.float32), np.array([i for _, i in s], np.uint8)) for s in steps]
-    round_trip(tables, arrays, data.draw(st.floats(0, 100, allow_subnormal=False)))
+    bit_worth = data.draw(st.floats(0, 100, allow_subnormal=False))
+    round_trip(tables, arrays, bit_worth, data.draw(st.sampled_from(list(MASKS))))
 
 
-def test_any_symbols_can_be_coded_along_a_trellis():
+@ANY_TRELLIS
+def test_any_symbols_can_be_coded_along_a_trellis(trellis):
     """Also those that no search would choose: the decoder follows its state machine, not the encoder's habits."""
     rng = np.random.default_rng(33)
     for tables in KINDS.values():
@@ -165,12 +208,12 @@ def test_any_symbols_can_be_coded_along_a_trellis():
             own = np.where(tables.radii[table_index] == 0, 0, own)
             steps.append(table_index)
             symbols.append(own.astype(np.int16))
-            for part, whole in zip(meaning_of(tables, own, table_index), (levels, coded_with), strict=True):
+            for part, whole in zip(meaning_of(tables, own, table_index, trellis), (levels, coded_with), strict=True):
                 whole.append(part)
         payload = core.rans_encode(tables.native, np.concatenate(symbols), np.concatenate(coded_with).astype(np.uint8))
         decoder = core.RansDecoder(payload)
         for table_index, expected in zip(steps, levels, strict=True):
-            assert decoder.decode(tables.native, table_index, True).tolist() == expected
+            assert decoder.decode(tables.native, table_index, trellis).tolist() == expected
         decoder.finish()
 
 
@@ -181,9 +224,9 @@ def test_a_call_decodes_a_step_and_no_less():
     symbols, levels, coded_with = search(LAPLACIAN, residual, table_index)
     payload = core.rans_encode(LAPLACIAN.native, symbols, coded_with)
     decoder = core.RansDecoder(payload)
-    assert np.array_equal(decoder.decode(LAPLACIAN.native, table_index[:201], True), levels[:201])
+    assert np.array_equal(decoder.decode(LAPLACIAN.native, table_index[:201], TRELLIS_STATES), levels[:201])
     try:
-        rest = decoder.decode(LAPLACIAN.native, table_index[201:], True)
+        rest = decoder.decode(LAPLACIAN.native, table_index[201:], TRELLIS_STATES)
         decoder.finish()
     except InputError:
         return
@@ -193,9 +236,9 @@ def test_a_call_decodes_a_step_and_no_less():
 def test_steps_with_and_without_a_trellis_share_a_payload():
     rng = np.random.default_rng(35)
     residual, table_index = random_step(LAPLACIAN, 301, rng)
-    scalar = core.search(LAPLACIAN.native, residual, table_index, BIT_WORTH, False)
-    dependent = search(LAPLACIAN, residual, table_index)
-    order = [(scalar, False), (dependent, True), (scalar, False), (dependent, True)]
+    scalar = core.search(LAPLACIAN.native, residual, table_index, BIT_WORTH, 0)
+    found = {trellis: search(LAPLACIAN, residual, table_index, trellis=trellis) for trellis in MASKS}
+    order = [(scalar, 0), (found[64], 64), (found[8], 8), (scalar, 0), (found[64], 64)]
     payload = core.rans_encode(
         LAPLACIAN.native, *(np.concatenate([found[part] for found, _ in order]) for part in (0, 2))
     )
@@ -225,20 +268,32 @@ def choices(tables: TwinTables, residual: float, table: int, quantiser: int, bit
 
 
 def least_cost(
-    tables: TwinTables, residual: list[float], table_index: list[int], bit_worth: float, wide: bool = False
+    tables: TwinTables,
+    residual: list[float],
+    table_index: list[int],
+    bit_worth: float,
+    trellis: int,
+    wide: bool = False,
 ) -> float:
-    """Of every sequence of candidates on one trellis: nothing is pruned."""
+    """Of every path along one trellis: none is pruned."""
     paths = [(0, 0.0)]
     for r, table in zip(residual, table_index, strict=True):
-        both = [list(choices(tables, r, table, quantiser, bit_worth, wide)) for quantiser in (0, 1)]
+        least: list[dict[int, float]] = [{}, {}]
+        for quantiser in (0, 1):
+            for parity, cost in choices(tables, r, table, quantiser, bit_worth, wide):
+                least[quantiser][parity] = min(cost, least[quantiser].get(parity, math.inf))
         paths = [
-            (NEXT_STATE[state][parity], so_far + cost) for state, so_far in paths for parity, cost in both[state % 2]
+            (next_state(trellis, state, parity), so_far + cost)
+            for state, so_far in paths
+            for parity, cost in least[state % 2].items()
         ]
     return min(cost for _, cost in paths)
 
 
-def costs_by_lane(tables: TwinTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float) -> list[float]:
-    symbols, levels, coded_with = search(tables, residual, table_index, bit_worth)
+def costs_by_lane(
+    tables: TwinTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float, trellis: int
+) -> list[float]:
+    symbols, levels, coded_with = search(tables, residual, table_index, bit_worth, trellis)
     coded, costs = 0, [0.0] * 4
     for r, symbol, level, table in zip(
         residual.tolist(), symbols.tolist(), levels.tolist(), coded_with.tolist(), strict=True
@@ -267,15 +322,16 @@ def lane_of(tables: TwinTables, residual: np.ndarray, table_index: np.ndarray, l
 
 @pytest.mark.parametrize("bit_worth", [0.0, TRELLIS_BIT_WORTH, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_other_path_costs_less(kind, bit_worth):
+@ANY_TRELLIS
+def test_no_other_path_costs_less(trellis, kind, bit_worth):
     """Of those through the symbols on both sides of each residual and 0, whatever the tables."""
     rng = np.random.default_rng(36)
     tables = KINDS[kind]
-    for coded in [*range(1, 13), 17, 28]:
+    for coded in [*range(1, 13), 17, 28, 40]:  # from the seventh symbol of a lane on paths of 64 states meet
         residual, table_index = short_step(tables, coded, 20, rng)
-        for lane, cost in enumerate(costs_by_lane(tables, residual, table_index, bit_worth)):
+        for lane, cost in enumerate(costs_by_lane(tables, residual, table_index, bit_worth, trellis)):
             own = lane_of(tables, residual, table_index, lane)
-            assert cost <= least_cost(tables, *own, bit_worth) + 1e-4, (coded, lane)
+            assert cost <= least_cost(tables, *own, bit_worth, trellis) + 1e-4, (coded, lane)
 
 
 @pytest.mark.parametrize("bit_worth", [0.0, TRELLIS_BIT_WORTH])
@@ -284,12 +340,12 @@ def test_symbols_farther_away_do_not_help(bit_worth):
     rng = np.random.default_rng(37)
     for _ in range(15):
         residual, table_index = short_step(LAPLACIAN, 14, 20, rng)
-        for lane, cost in enumerate(costs_by_lane(LAPLACIAN, residual, table_index, bit_worth)):
+        for lane, cost in enumerate(costs_by_lane(LAPLACIAN, residual, table_index, bit_worth, 8)):
             own = lane_of(LAPLACIAN, residual, table_index, lane)
-            assert cost <= least_cost(LAPLACIAN, *own, bit_worth, wide=True) + 1e-4
+            assert cost <= least_cost(LAPLACIAN, *own, bit_worth, 8, wide=True) + 1e-4
 
 
-def error_and_bits(residual: np.ndarray, scale: float, step: float, worth: float, trellis: bool) -> tuple[float, float]:
+def error_and_bits(residual: np.ndarray, scale: float, step: float, worth: float, trellis: int) -> tuple[float, float]:
     """Per residual, coded in steps of `step` under the table of that scale."""
     tables = LAPLACIAN if trellis else SCALAR
     table_index = np.full(residual.size, np.abs(np.log(SCALES * step / scale)).argmin(), np.uint8)
@@ -302,16 +358,18 @@ def error_and_bits(residual: np.ndarray, scale: float, step: float, worth: float
 
 @pytest.mark.parametrize("scale", [1.5, 4.0, 12.0])
 def test_a_trellis_has_less_error_at_the_same_rate(scale):
-    """Than scalar quantisation at whichever step is best for it; by more than a tenth, where theory has 30 % at most.
+    """Than scalar quantisation at whichever step is best for it; by more than a tenth, where theory has 30 % at most,
+    and less with more states.
 
-    Both minimise error + worth * bits, so at equal rate the errors differ by at least as much as these sums.
+    All minimise error + worth * bits, so at equal rate the errors differ by at least as much as these sums.
     """
     residual = np.random.default_rng(38).laplace(0, scale / math.sqrt(2), 20_000)
     worth = 2 * math.log(2) / 12  # a bit for a step of 1, by high-rate theory
-    scalar = [error_and_bits(residual, scale, step, worth, False) for step in (0.8, 0.9, 1.0, 1.1, 1.25)]
+    scalar = [error_and_bits(residual, scale, step, worth, 0) for step in (0.8, 0.9, 1.0, 1.1, 1.25)]
     least, error = min((error + worth * bits, error) for error, bits in scalar)
-    dependent_error, dependent_bits = error_and_bits(residual, scale, TRELLIS_STEP, worth, True)
-    assert least - (dependent_error + worth * dependent_bits) > 0.1 * error
+    along = {trellis: error_and_bits(residual, scale, TRELLIS_STEP, worth, trellis) for trellis in MASKS}
+    sums = {trellis: own_error + worth * bits for trellis, (own_error, bits) in along.items()}
+    assert least - sums[8] > 0.1 * error and sums[8] - sums[64] > 0.03 * error
 
 
 def test_not_a_number_counts_as_zero():
@@ -347,7 +405,7 @@ def test_damaged_streams_give_an_error_or_bounded_levels():
     def decoded(data: bytes) -> np.ndarray | None:
         try:
             decoder = core.RansDecoder(data)
-            parts = [decoder.decode(RANDOM.native, index, True) for _, index in (first, second)]
+            parts = [decoder.decode(RANDOM.native, index, TRELLIS_STATES) for _, index in (first, second)]
             decoder.finish()
         except InputError as error:
             assert "payload of" in str(error)
@@ -390,12 +448,12 @@ def test_tables_that_are_no_pairs_are_refused(parts):
         np.array([f for frequencies, _ in parts for f in frequencies], int), np.array([r for _, [r] in parts])
     )
     residual, table_index = np.zeros(3, np.float32), np.zeros(3, np.uint8)
-    core.search(tables, residual, table_index, 0.1, False)
+    core.search(tables, residual, table_index, 0.1, 0)
     for count in (0, 3):
         with pytest.raises(ValueError, match="choice of symbols"):
-            core.search(tables, residual[:count], table_index[:count], 0.1, True)
+            core.search(tables, residual[:count], table_index[:count], 0.1, TRELLIS_STATES)
         with pytest.raises(ValueError, match="payload of"):
-            core.RansDecoder(STATES_ALONE).decode(tables, table_index[:count], True)
+            core.RansDecoder(STATES_ALONE).decode(tables, table_index[:count], TRELLIS_STATES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -404,9 +462,9 @@ def test_indices_in_the_second_half_are_refused(kind):
     for wrong in {half, 2 * half - 1, min(255, 2 * half), 255}:
         table_index = np.array([0, half - 1, wrong, 0], np.uint8)
         with pytest.raises(ValueError, match="choice of symbols"):
-            core.search(tables.native, np.zeros(4, np.float32), table_index, 0.1, True)
+            core.search(tables.native, np.zeros(4, np.float32), table_index, 0.1, TRELLIS_STATES)
         with pytest.raises(ValueError, match="payload of"):
-            core.RansDecoder(STATES_ALONE).decode(tables.native, table_index, True)
+            core.RansDecoder(STATES_ALONE).decode(tables.native, table_index, TRELLIS_STATES)
 
 
 @pytest.mark.parametrize(
@@ -414,11 +472,12 @@ def test_indices_in_the_second_half_are_refused(kind):
     [
         {"residual": np.zeros(5, np.float32)}, {"residual": np.zeros(6)}, {"residual": np.zeros((2, 3), np.float32)},
         {"residual": np.zeros(12, np.float32)[::2]}, {"table_index": np.zeros(6, np.int64)},
-        {"table_index": np.zeros((2, 3), np.uint8)}, {"bit_worth": -0.1}, {"bit_worth": math.nan},
+        {"table_index": np.zeros((2, 3), np.uint8)}, {"bit_worth": -0.1}, {"bit_worth": math.nan}, {"trellis": 1},
+        {"trellis": 32}, {"trellis": -8},
     ],
 )  # fmt: skip
 def test_the_search_checks_its_arguments(change):
-    good = {"residual": np.zeros(6, np.float32), "table_index": np.zeros(6, np.uint8), "bit_worth": 0.1}
-    core.search(LAPLACIAN.native, **good, trellis=True)
+    good = {"residual": np.zeros(6, np.float32), "table_index": np.zeros(6, np.uint8), "bit_worth": 0.1, "trellis": 64}
+    core.search(LAPLACIAN.native, **good)
     with pytest.raises(ValueError):
-        core.search(LAPLACIAN.native, **{**good, **change}, trellis=True)
+        core.search(LAPLACIAN.native, **{**good, **change})

@@ -28,6 +28,7 @@ from ...runtime.latents import (
     SCALE_TABLES,
     SMALLEST_SCALE,
     TRELLIS_BIT_WORTH,
+    TRELLIS_STATES,
     TRELLIS_STEP,
     CodingStep,
     code_lengths,
@@ -243,7 +244,7 @@ class LatentCodec(nn.Module):
                 residuals[image, here].ravel(),
                 tables[image, here].ravel(),
                 TRELLIS_BIT_WORTH,
-                True,
+                TRELLIS_STATES,
             )
             magnitude = np.abs(symbols)
             levels[image, here] = found.reshape(-1, levels.shape[3])

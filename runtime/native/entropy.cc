@@ -330,12 +330,12 @@ int linnet_rans_decode_start(linnet_rans_decoder *decoder, const uint8_t *data, 
 
 namespace {
 
-// With `trellis` each lane goes through its states, whose quantiser says in which half of the tables a symbol's is.
-template <bool trellis>
+// Along a trellis each lane goes through its states, whose quantiser says in which half of the tables a symbol's is.
+template <const linnet::Trellis &trellis>
 int decode_levels(const linnet_tables *tables, linnet_rans_decoder *decoder, const uint8_t *table_index, size_t count,
                   int16_t *levels)
 {
-    const uint32_t base = trellis ? tables->count / 2 : tables->count;
+    const uint32_t base = trellis.states > 1 ? tables->count / 2 : tables->count;
     uint32_t path[4] = {};  // by lane
     Reader reader = {decoder->next, decoder->end, LINNET_OK};
     uint16_t position[kChunk];
@@ -362,10 +362,10 @@ int decode_levels(const linnet_tables *tables, linnet_rans_decoder *decoder, con
         uint32_t path_c = path[(lane + 2) & 3], path_d = path[(lane + 3) & 3];
         const auto decode = [&](auto checked, size_t k, uint32_t &state, uint32_t &path) {
             const size_t i = position[k];
-            const Table &table = tables->table[trellis ? index[i] + base * (path & 1) : index[i]];
+            const Table &table = tables->table[index[i] + base * (path & 1)];
             const int32_t symbol = decode_symbol<checked.value>(table, state, reader);
             level[i] = int16_t(linnet::level_of(symbol, path));
-            path = trellis ? linnet::kNextState[path][symbol & 1] : 0;
+            path = trellis.next(path, uint32_t(symbol));
         };
         constexpr std::false_type unchecked{};
         constexpr std::true_type checked{};
@@ -410,11 +410,15 @@ int decode_levels(const linnet_tables *tables, linnet_rans_decoder *decoder, con
 int linnet_rans_decode(const linnet_tables *tables, linnet_rans_decoder *decoder, int trellis,
                        const uint8_t *table_index, size_t count, int16_t *levels)
 {
-    if (!tables || !decoder || (count && (!levels || !table_index)) || (trellis && !tables->paired))
+    if (!tables || !decoder || (count && (!levels || !table_index)) || (trellis && !tables->paired) ||
+        !linnet::known_trellis(trellis))
         return LINNET_ERROR_ARGUMENT;
     if (decoder->error)
         return decoder->error;
-    return (trellis ? decode_levels<true> : decode_levels<false>)(tables, decoder, table_index, count, levels);
+    const auto decode = !trellis ? decode_levels<linnet::kNoTrellis>
+                        : uint32_t(trellis) == linnet::kTrellis.states ? decode_levels<linnet::kTrellis>
+                                                                       : decode_levels<linnet::kSmallTrellis>;
+    return decode(tables, decoder, table_index, count, levels);
 }
 
 int linnet_rans_decode_finish(linnet_rans_decoder *decoder)

@@ -46,9 +46,32 @@ using FilterStrip = void (*)(const FilterPart &part, const int16_t *source, uint
 void filter_strip_plain(const FilterPart &part, const int16_t *source, uint32_t count, int32_t *sums);
 FilterStrip best_filter_strip();
 
-// The state that follows state s once a symbol of parity p is coded. Four states at each end of one symbol, so that the
-// paths through both parities of both quantisers stay apart for as long as can be.
-constexpr uint8_t kNextState[8][2] = {{0, 2}, {5, 7}, {1, 3}, {6, 4}, {2, 0}, {4, 6}, {3, 1}, {7, 5}};
+// A trellis: of a state S and the parity of a symbol follows the next state. Every state is left, and entered, in two ways.
+// Odd states have the second quantiser. Eight states are those of Schwarz et al. (2019) by other names; the 64 were
+// found by what latents of photographs cost along all trellises of this form.
+struct Trellis {
+    uint32_t states;  // a power of two
+    uint32_t odd;     // at least states / 2
+    uint32_t parity;  // even, and less than states / 2
+
+    constexpr uint32_t next(uint32_t state, uint32_t symbol) const
+    {
+        return (state >> 1) ^ (state & 1 ? odd : 0) ^ (symbol & 1 ? parity : 0);
+    }
+
+    // The state before `state`, if the symbol was of this parity.
+    constexpr uint32_t before(uint32_t state, uint32_t symbol) const
+    {
+        const bool was_odd = state >= states / 2;
+        return 2 * (state ^ (was_odd ? odd : 0) ^ (symbol & 1 ? parity : 0)) + was_odd;
+    }
+};
+constexpr Trellis kNoTrellis = {1, 0, 0}, kSmallTrellis = {8, 7, 2}, kTrellis = {64, 62, 22};
+
+constexpr bool known_trellis(int states)
+{
+    return !states || uint32_t(states) == kSmallTrellis.states || uint32_t(states) == kTrellis.states;
+}
 
 // The level, in half steps, that `symbol` stands for in a state: even ones where it is even, odd ones and 0 where not.
 constexpr int32_t level_of(int32_t symbol, uint32_t state)

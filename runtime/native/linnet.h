@@ -103,13 +103,13 @@ typedef struct linnet_rans_decoder { /* owned by the caller; nothing to free; it
 /* `data` must outlive the decoder. */
 LINNET_API int linnet_rans_decode_start(linnet_rans_decoder *decoder, const uint8_t *data, size_t size);
 
-/* Decodes the next `count` symbols to their levels, in half quantisation steps. Without `trellis` the level of the
- * symbol s is 2 * s. With it (dependent quantisation) a call decodes one coding step, and each lane has one of eight
- * states, 0 at the beginning of the call. In an odd state q = 1, else q = 0:
+/* Decodes the next `count` symbols to their levels, in half quantisation steps. Where `trellis` is 0 the level
+ * of the symbol s is 2 * s. Else it is a number of states, 8 or 64 (dependent quantisation): a call decodes one coding
+ * step, and each lane has a state, 0 at the beginning of the call. In an odd state q = 1, else q = 0:
  *
  *     table index += q * (number of tables / 2)                        // of what is coded; skip tables stay
  *     level = 2 * s - q * sign(s)
- *     state = next[state][s & 1]     next = {0,2} {5,7} {1,3} {6,4} {2,0} {4,6} {3,1} {7,5}
+ *     state = (state >> 1) ^ q * (62, of 8 states 7) ^ (s & 1) * (22, of 8 states 2)
  *
  * Then the number of tables is even, each table is a skip table where its other half is, and `table_index` must lie in
  * the first half. A damaged stream gives an error or other symbols, all in [LINNET_MIN_SYMBOL, LINNET_MAX_SYMBOL], and

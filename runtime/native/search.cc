@@ -1,43 +1,32 @@
-// Which symbols an encoder writes: the ones of least squared error and bits together, along a trellis of eight states or
-// one by one. linnet.h says what a decoder makes of them; how they are chosen is the encoder's own business.
+// Which symbols an encoder writes: the ones of least squared error and bits together, along a trellis or one
+// by one. linnet.h says what a decoder makes of them; how they are chosen is the encoder's own business.
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "kernels.h"
 #include "tables.h"
 
 namespace {
 
-constexpr uint32_t kStates = 8, kLanes = 4;
+constexpr uint32_t kLanes = 4;
 constexpr float kMaxMagnitude = LINNET_MAX_SYMBOL;
-constexpr size_t kBytesPerSymbol = 13;
-
-// The two ways into each state: from which, by a symbol of which parity. kNextState backwards.
-struct Way {
-    uint8_t from, parity;
-};
-
-struct Ways {
-    Way into[kStates][2] = {};
-
-    constexpr Ways()
-    {
-        uint8_t found[kStates] = {};
-        for (uint8_t from = 0; from < kStates; from++)
-            for (uint8_t parity = 0; parity < 2; parity++) {
-                const uint8_t to = linnet::kNextState[from][parity];
-                into[to][found[to]++] = {from, parity};
-            }
-    }
-};
-constexpr Ways kWays;
+constexpr size_t kBytesPerSymbol = 20;
 
 // A number for each lane. GCC and Clang turn these into the vectors of whatever processor it is.
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
 typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+// Two of them, of two states.
+typedef float Pair __attribute__((vector_size(8 * kLanes)));
+typedef int32_t Bits __attribute__((vector_size(8 * kLanes)));
+
+#if defined(__clang__)
+#define LINNET_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LINNET_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bits{__VA_ARGS__})
+#endif
 
 // The best symbol of each quantiser and parity (index 2 * quantiser + parity) for each lane, and what it costs.
 struct Choices {
@@ -75,42 +64,84 @@ LINNET_INLINE void choose(const linnet::Table *const *tables, uint32_t base, int
     choices.symbol[2 * quantiser + 1] = (odd ^ sign) - sign;
 }
 
-// Viterbi's algorithm over four trellises side by side. The path to each state ends in one of two ways, a bit of `way`.
+// Viterbi's algorithm over four trellises side by side. The path to each state ends in a symbol of one parity, a bit of
+// `ways`. Even states are followed by those of the lower half, odd ones by those of the upper half.
+template <const linnet::Trellis &trellis>
 struct Trellises {
-    Floats cost[kStates];
+    static constexpr uint32_t kPairs = trellis.states / 4;
+
+    Pair even[kPairs], odd[kPairs];  // the costs of the states 4 i and 4 i + 2, and of 4 i + 1 and 4 i + 3
 
     Trellises()
     {
-        for (uint32_t state = 0; state < kStates; state++)
-            cost[state] = Floats{} + (state ? std::numeric_limits<float>::infinity() : 0);
+        for (uint32_t i = 0; i < kPairs; i++)
+            even[i] = odd[i] = Pair{} + std::numeric_limits<float>::infinity();
+        for (uint32_t lane = 0; lane < kLanes; lane++)
+            even[0][lane] = 0;
     }
 
-    // Moves all lanes on; `ways` (kLanes) receives a bit for each state.
-    LINNET_INLINE void step(const Choices &choices, uint8_t *ways)
+    // Moves all lanes on to `next`; of `ways` (2 * kLanes) the first half receives a bit for each even state, the second
+    // for each odd one.
+    LINNET_INLINE void step(const Choices &choices, Trellises &next, uint32_t *ways) const
     {
-        Floats next[kStates], least = Floats{} + std::numeric_limits<float>::infinity();
-        Integers way = {};
-        for (uint32_t state = 0; state < kStates; state++) {
-            const Way one = kWays.into[state][0], other = kWays.into[state][1];
-            const Floats a = cost[one.from] + choices.cost[2 * (one.from & 1) + one.parity];
-            const Floats b = cost[other.from] + choices.cost[2 * (other.from & 1) + other.parity];
-            const Integers better = b < a;
-            next[state] = better ? b : a;
-            way |= better & int32_t(1u << state);
-            least = next[state] < least ? next[state] : least;
+        Pair both[4];
+        for (uint32_t c = 0; c < 4; c++) {
+            const Floats &cost = choices.cost[c];
+            both[c] = Pair{cost[0], cost[1], cost[2], cost[3], cost[0], cost[1], cost[2], cost[3]} -
+                      LINNET_SHUFFLE(even[0], even[0], 0, 1, 2, 3, 0, 1, 2, 3);  // so that costs stay small
         }
-        for (uint32_t state = 0; state < kStates; state++)
-            cost[state] = next[state] - least;
-        const Bytes bits = __builtin_convertvector(way, Bytes);
-        std::memcpy(ways, &bits, sizeof bits);
+        Bits way = {}, way_up = {};
+        advance<0>(even, both, next, 0, way);
+        advance<(trellis.odd & (trellis.states / 2 - 1))>(odd, both + 2, next, kPairs / 2, way_up);
+        way |= way_up;
+        std::memcpy(ways, &way, sizeof way);
     }
 
+    // The state whose path costs least, of one lane.
     uint32_t best(uint32_t lane) const
     {
+        float cost[trellis.states][kLanes];
+        std::memcpy(cost, this, sizeof cost);
         uint32_t found = 0;
-        for (uint32_t state = 1; state < kStates; state++)
-            found = cost[state][lane] < cost[found][lane] ? state : found;
-        return found;
+        for (uint32_t i = 1; i < trellis.states; i++)
+            found = cost[i][lane] < cost[found][lane] ? i : found;
+        const bool is_odd = found >= trellis.states / 2;
+        return 2 * found + is_odd - is_odd * trellis.states;
+    }
+
+    static uint32_t parity_before(const uint32_t *ways, uint32_t state, uint32_t lane)
+    {
+        return ways[kLanes * (state & 1) + lane] >> state / 2 & 1;
+    }
+
+private:
+    // From all even or all odd states (`moved` by one of their masks) to half of the next ones, from pair `first` on.
+    template <uint32_t moved>
+    static LINNET_INLINE void advance(const Pair *from, const Pair *choice, Trellises &next, uint32_t first, Bits &way)
+    {
+        for (uint32_t i = 0; i < kPairs; i += 2) {
+            Pair low, high;
+            enter<moved>(from, choice, i, low, 2 * first + i, way);
+            enter<moved>(from, choice, i + 1, high, 2 * first + i + 1, way);
+            next.even[first + i / 2] = LINNET_SHUFFLE(low, high, 0, 1, 2, 3, 8, 9, 10, 11);
+            next.odd[first + i / 2] = LINNET_SHUFFLE(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
+        }
+    }
+
+    // Two neighbouring states: the better of the two ways into each.
+    template <uint32_t moved>
+    static LINNET_INLINE void enter(const Pair *from, const Pair *choice, uint32_t i, Pair &cost, uint32_t bit, Bits &way)
+    {
+        Pair a = from[i ^ moved / 2], b = from[i ^ moved / 2 ^ trellis.parity / 2];
+        if constexpr (moved % 2) {
+            a = LINNET_SHUFFLE(a, a, 4, 5, 6, 7, 0, 1, 2, 3);
+            b = LINNET_SHUFFLE(b, b, 4, 5, 6, 7, 0, 1, 2, 3);
+        }
+        a += choice[0];
+        b += choice[1];
+        const Bits better = b < a;
+        cost = b < a ? b : a;
+        way |= better & int32_t(1u << bit);
     }
 };
 
@@ -129,8 +160,8 @@ struct Search {
     uint8_t *table_index;
     size_t coded;
     uint32_t *position;  // of each coded symbol in the call's arrays
+    uint32_t *ways;      // for each kLanes symbols those of a Trellises' step
     int16_t *candidate;  // for each kLanes symbols Choices' four, lane by lane
-    uint8_t *ways;
 
     // How many lanes are in use from the symbol `first` on.
     uint32_t lanes(size_t first) const
@@ -155,9 +186,10 @@ struct Search {
 };
 
 // Fills `candidate` and `ways`; the state in which each lane's best path ends goes to `end`.
+template <const linnet::Trellis &trellis>
 LINNET_INLINE void follow(Search search, uint32_t *end)
 {
-    Trellises trellises;
+    Trellises<trellis> trellises[2], *now = trellises, *next = trellises + 1;
     Choices choices = {};
     for (size_t first = 0; first < search.coded; first += kLanes) {
         search.choose_at(first, 2, choices);
@@ -166,23 +198,26 @@ LINNET_INLINE void follow(Search search, uint32_t *end)
             std::memcpy(search.candidate + 4 * first + kLanes * c, &symbols, sizeof symbols);
         }
         for (uint32_t lane = search.lanes(first); lane < kLanes; lane++)
-            end[lane] = trellises.best(lane);  // of a trellis that ended one symbol before the others
-        trellises.step(choices, search.ways + first);
+            end[lane] = now->best(lane);  // of a trellis that ended one symbol before the others
+        now->step(choices, *next, search.ways + 2 * first);
+        std::swap(now, next);
     }
     const uint32_t ended = search.coded % kLanes ? uint32_t(search.coded % kLanes) : kLanes;
     for (uint32_t lane = 0; lane < ended; lane++)
-        end[lane] = trellises.best(lane);
+        end[lane] = now->best(lane);
 }
 
 #if defined(__x86_64__)
 // The same with instructions for selecting numbers, which SSE2 lacks.
+template <const linnet::Trellis &trellis>
 __attribute__((target("avx2"))) void follow_avx2(Search search, uint32_t *end)
 {
-    follow(search, end);
+    follow<trellis>(search, end);
 }
 #endif
 
 // The best paths, from the states in which they end to their beginnings.
+template <const linnet::Trellis &trellis>
 void trace_back(Search search, const uint32_t *end, int16_t *symbols, int16_t *levels)
 {
     uint32_t state[kLanes];
@@ -192,16 +227,29 @@ void trace_back(Search search, const uint32_t *end, int16_t *symbols, int16_t *l
         const uint32_t lanes = search.lanes(first);
         const int16_t *const candidate = search.candidate + 4 * first;
         for (uint32_t lane = 0; lane < lanes; lane++) {
-            const Way way = kWays.into[state[lane]][search.ways[first + lane] >> state[lane] & 1];
-            const uint32_t quantiser = way.from & 1;
+            const uint32_t parity = Trellises<trellis>::parity_before(search.ways + 2 * first, state[lane], lane);
+            state[lane] = trellis.before(state[lane], parity);
+            const uint32_t quantiser = state[lane] & 1;
             const size_t i = search.position[first + lane];
-            const int16_t symbol = candidate[kLanes * (2 * quantiser + way.parity) + lane];
+            const int16_t symbol = candidate[kLanes * (2 * quantiser + parity) + lane];
             symbols[i] = symbol;
-            levels[i] = int16_t(linnet::level_of(symbol, way.from));
+            levels[i] = int16_t(linnet::level_of(symbol, state[lane]));
             search.table_index[i] = uint8_t(search.table_index[i] + search.base * quantiser);
-            state[lane] = way.from;
         }
     }
+}
+
+template <const linnet::Trellis &trellis>
+void choose_along(Search search, int16_t *symbols, int16_t *levels)
+{
+    uint32_t end[kLanes] = {};
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2"))
+        follow_avx2<trellis>(search, end);
+    else
+#endif
+        follow<trellis>(search, end);
+    trace_back<trellis>(search, end, symbols, levels);
 }
 
 void choose_each_alone(Search search, int16_t *symbols, int16_t *levels)
@@ -235,7 +283,9 @@ int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, con
 {
     if (!tables || (count && (!residual || !table_index || !symbols || !levels || !workspace)))
         return LINNET_ERROR_ARGUMENT;
-    if ((trellis && !tables->paired) || !(bit_worth >= 0 && bit_worth <= LINNET_MAX_BIT_WORTH) || count > UINT32_MAX)
+    if (!linnet::known_trellis(trellis) || (trellis && !tables->paired))
+        return LINNET_ERROR_ARGUMENT;
+    if (!(bit_worth >= 0 && bit_worth <= LINNET_MAX_BIT_WORTH) || count > UINT32_MAX)
         return LINNET_ERROR_ARGUMENT;
     const uint32_t base = trellis ? tables->count / 2 : tables->count;
     uint32_t *const position = static_cast<uint32_t *>(workspace);
@@ -248,20 +298,12 @@ int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, con
     }
     std::fill_n(symbols, count, int16_t(0));
     std::fill_n(levels, count, int16_t(0));
-    int16_t *const candidate = reinterpret_cast<int16_t *>(position + padded(count));
-    uint8_t *const ways = reinterpret_cast<uint8_t *>(candidate + 4 * padded(count));
-    const Search search = {*tables, base, bit_worth, residual, table_index, coded, position, candidate, ways};
-    if (!trellis) {
-        choose_each_alone(search, symbols, levels);
-        return LINNET_OK;
-    }
-    uint32_t end[kLanes] = {};
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2"))
-        follow_avx2(search, end);
-    else
-#endif
-        follow(search, end);
-    trace_back(search, end, symbols, levels);
+    uint32_t *const ways = position + padded(count);
+    int16_t *const candidate = reinterpret_cast<int16_t *>(ways + 2 * padded(count));
+    const Search search = {*tables, base, bit_worth, residual, table_index, coded, position, ways, candidate};
+    const auto choose = !trellis ? choose_each_alone
+                        : uint32_t(trellis) == linnet::kTrellis.states ? choose_along<linnet::kTrellis>
+                                                                       : choose_along<linnet::kSmallTrellis>;
+    choose(search, symbols, levels);
     return LINNET_OK;
 }

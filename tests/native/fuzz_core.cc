@@ -127,25 +127,30 @@ void try_bad_tables()
     CHECK(tables.make() == LINNET_ERROR_TABLES && !tables.made);
 }
 
-// Decodes to the end in random pieces, or with a trellis in steps that end at `ends`; returns the first error, or that
-// of finish.
+// The steps of a stream, along a trellis of so many states, if any.
+struct Steps {
+    int trellis = 0;
+    std::vector<size_t> ends;
+};
+
+// Decodes to the end in random pieces, or along a trellis step by step; returns the first error, or that of finish.
 int decode(const Tables &tables, Buffer<uint8_t> &stream, Buffer<uint8_t> &index, Buffer<int16_t> &levels,
-           const std::vector<size_t> *ends = nullptr)
+           const Steps &steps = {})
 {
     linnet_rans_decoder decoder;
     int error = linnet_rans_decode_start(&decoder, stream.get(), stream.size);
     size_t step = 0;
     for (size_t done = 0; !error && done < index.size; step++) {
-        const size_t piece = ends ? (*ends)[step] - done : size_t(between(0, int64_t(index.size - done)));
+        const size_t piece = steps.trellis ? steps.ends[step] - done : size_t(between(0, int64_t(index.size - done)));
         // Of their own exact size, so that a step's neighbours are out of reach.
         Buffer<uint8_t> own(piece);
         Buffer<int16_t> found(piece);
         std::copy(index.get() + done, index.get() + done + piece, own.get());
-        error = linnet_rans_decode(tables.made, &decoder, ends != nullptr, own.get(), piece, found.get());
+        error = linnet_rans_decode(tables.made, &decoder, steps.trellis, own.get(), piece, found.get());
         for (size_t i = 0; !error && i < piece; i++) {
             CHECK(found[i] >= 2 * LINNET_MIN_SYMBOL && found[i] <= 2 * LINNET_MAX_SYMBOL);
             CHECK(tables.radii[own[i]] || !found[i]);
-            CHECK(ends || found[i] % 2 == 0);
+            CHECK(steps.trellis || found[i] % 2 == 0);
             levels[done + i] = found[i];
         }
         done += piece;
@@ -157,21 +162,21 @@ int decode(const Tables &tables, Buffer<uint8_t> &stream, Buffer<uint8_t> &index
 
 // What is left of a stream is an error; what is changed in it is one or gives bounded levels.
 void try_damage(const Tables &tables, Buffer<uint8_t> &stream, Buffer<uint8_t> &index,
-                const std::vector<size_t> *ends = nullptr)
+                const Steps &steps = {})
 {
     Buffer<int16_t> result(index.size);
     Buffer<uint8_t> cut(size_t(between(0, int64_t(stream.size) - 1)));
     std::memcpy(cut.get(), stream.get(), cut.size);
-    CHECK(decode(tables, cut, index, result, ends) != LINNET_OK);
+    CHECK(decode(tables, cut, index, result, steps) != LINNET_OK);
     for (int i = 0; i < 4; i++) {
         Buffer<uint8_t> damaged(stream.size);
         std::memcpy(damaged.get(), stream.get(), stream.size);
         for (int64_t flips = between(1, 3); flips; flips--)
             damaged[size_t(between(0, int64_t(stream.size) - 1))] ^= uint8_t(1u << between(0, 7));
-        decode(tables, damaged, index, result, ends);
+        decode(tables, damaged, index, result, steps);
     }
     Buffer<uint8_t> noise(size_t(between(0, 300)));
-    decode(tables, noise, index, result, ends);
+    decode(tables, noise, index, result, steps);
 }
 
 void try_rans()
@@ -238,7 +243,7 @@ float some_worth()
     return kind == 0 ? 0 : kind < 3 ? large : float(between(1, 300)) / 1000;
 }
 
-int search(const Tables &tables, bool trellis, float bit_worth, Buffer<float> &residual, Buffer<uint8_t> &index,
+int search(const Tables &tables, int trellis, float bit_worth, Buffer<float> &residual, Buffer<uint8_t> &index,
            Buffer<int16_t> &symbols, Buffer<int16_t> &levels)
 {
     const size_t count = residual.size, size = linnet_search_size(count);
@@ -247,24 +252,25 @@ int search(const Tables &tables, bool trellis, float bit_worth, Buffer<float> &r
                          symbols.get(), levels.get());
 }
 
-// Steps searched, coded in one stream and decoded again, with and without a trellis.
-void try_search(bool trellis)
+// Steps searched, coded in one stream and decoded again.
+void try_search(const linnet::Trellis &which)
 {
-    Tables tables(trellis);
+    const int trellis = which.states > 1 ? int(which.states) : 0;
+    Tables tables(trellis != 0);
     CHECK(tables.make() == LINNET_OK);
     const size_t all = tables.radii.size(), known = trellis ? all / 2 : all;
     const size_t count = size_t(between(0, between(0, 2) ? 40 : 2500));
-    std::vector<size_t> ends;
+    Steps steps = {trellis, {}};
     for (size_t end = 0; end < count;) {
         end += size_t(between(between(0, 3) ? 1 : 0, between(0, 1) ? 9 : int64_t(count)));
-        ends.push_back(end = std::min(end, count));
+        steps.ends.push_back(end = std::min(end, count));
     }
     Buffer<uint8_t> index(count), coded_with(count);
     Buffer<int16_t> symbols(count), levels(count), result(count);
     for (size_t i = 0; i < count; i++)
         index[i] = uint8_t(between(0, int64_t(known) - 1));
     size_t done = 0;
-    for (const size_t end : ends) {
+    for (const size_t end : steps.ends) {
         const size_t piece = end - done;
         Buffer<float> residual(piece);
         Buffer<uint8_t> own(piece);
@@ -282,9 +288,11 @@ void try_search(bool trellis)
             }
             CHECK(!(residual[i] > 0 && symbol[i] < 0) && !(residual[i] < 0 && symbol[i] > 0));
             uint32_t &path = state[k++ % 4];
-            CHECK(own[i] == (trellis && path % 2 ? before + known : before));
+            CHECK(own[i] == (path % 2 ? before + known : before));
             CHECK(level[i] == linnet::level_of(symbol[i], path));
-            path = trellis ? linnet::kNextState[path][symbol[i] & 1] : 0;
+            const uint32_t next = which.next(path, uint32_t(symbol[i]));
+            CHECK(!trellis || which.before(next, uint32_t(symbol[i])) == path);
+            path = next;
         }
         std::copy(own.get(), own.get() + piece, coded_with.get() + done);
         std::copy(symbol.get(), symbol.get() + piece, symbols.get() + done);
@@ -297,7 +305,6 @@ void try_search(bool trellis)
     CHECK(!linnet_rans_encode(tables.made, symbols.get(), coded_with.get(), count, out.get(), out.size, &written));
     Buffer<uint8_t> stream(written);
     std::memcpy(stream.get(), out.get(), written);
-    const std::vector<size_t> *steps = trellis ? &ends : nullptr;
     CHECK(decode(tables, stream, index, result, steps) == LINNET_OK);
     CHECK(!count || !std::memcmp(result.get(), levels.get(), count * sizeof(int16_t)));
     try_damage(tables, stream, index, steps);
@@ -348,11 +355,11 @@ void try_unpaired_tables()
         index[i] = uint8_t(between(0, int64_t(half) - 1));
     for (size_t i = 0; i < 16; i++)
         stream[i] = i % 4 == 2;
-    CHECK(search(tables, true, 0.1f, residual, index, symbols, levels) == LINNET_ERROR_ARGUMENT);
-    CHECK(search(tables, false, 0.1f, residual, index, symbols, levels) == LINNET_OK);
+    CHECK(search(tables, 8, 0.1f, residual, index, symbols, levels) == LINNET_ERROR_ARGUMENT);
+    CHECK(search(tables, 0, 0.1f, residual, index, symbols, levels) == LINNET_OK);
     linnet_rans_decoder decoder;
     CHECK(linnet_rans_decode_start(&decoder, stream.get(), stream.size) == LINNET_OK);
-    CHECK(linnet_rans_decode(tables.made, &decoder, 1, index.get(), count, levels.get()) == LINNET_ERROR_ARGUMENT);
+    CHECK(linnet_rans_decode(tables.made, &decoder, 64, index.get(), count, levels.get()) == LINNET_ERROR_ARGUMENT);
 }
 
 void try_step()
@@ -775,7 +782,7 @@ void try_null_beside_good_arguments()
         Buffer<int16_t> symbols(count), levels(count);
         std::fill(index.get(), index.get() + count, uint8_t(0));
         const linnet_tables *made = missing == 0 ? nullptr : tables.made;
-        return linnet_search(made, 1, 0.1f, missing == 1 ? nullptr : residual.get(),
+        return linnet_search(made, 64, 0.1f, missing == 1 ? nullptr : residual.get(),
                              missing == 2 ? nullptr : index.get(), count, missing == 3 ? nullptr : workspace.get(),
                              missing == 4 ? nullptr : symbols.get(), missing == 5 ? nullptr : levels.get());
     };
@@ -783,7 +790,9 @@ void try_null_beside_good_arguments()
         CHECK(search_without(missing, 3) == (missing < 6 ? LINNET_ERROR_ARGUMENT : LINNET_OK));
         CHECK(search_without(missing, 0) == (missing ? LINNET_OK : LINNET_ERROR_ARGUMENT));
     }
-    CHECK(linnet_search(tables.made, 1, 0.1f, nullptr, nullptr, 0, nullptr, nullptr, nullptr) == LINNET_OK);
+    for (const int trellis : {-64, -1, 1, 2, 7, 16, 65, 128})
+        CHECK(linnet_search(tables.made, trellis, 0.1f, nullptr, nullptr, 0, nullptr, nullptr, nullptr) ==
+              LINNET_ERROR_ARGUMENT);
 
     Buffer<uint8_t> stream(16), index(1);
     Buffer<int16_t> levels(1);
@@ -792,13 +801,16 @@ void try_null_beside_good_arguments()
     index[0] = 0;
     linnet_rans_decoder decoder;
     CHECK(linnet_rans_decode_start(&decoder, stream.get(), stream.size) == LINNET_OK);
-    for (int trellis = 0; trellis < 2; trellis++) {
+    for (const int trellis : {0, 8, 64}) {
+        CHECK(linnet_search(tables.made, trellis, 0.1f, nullptr, nullptr, 0, nullptr, nullptr, nullptr) == LINNET_OK);
         CHECK(linnet_rans_decode(nullptr, &decoder, trellis, nullptr, 0, nullptr) == LINNET_ERROR_ARGUMENT);
         CHECK(linnet_rans_decode(tables.made, nullptr, trellis, nullptr, 0, nullptr) == LINNET_ERROR_ARGUMENT);
         CHECK(linnet_rans_decode(tables.made, &decoder, trellis, nullptr, 1, levels.get()) == LINNET_ERROR_ARGUMENT);
         CHECK(linnet_rans_decode(tables.made, &decoder, trellis, index.get(), 1, nullptr) == LINNET_ERROR_ARGUMENT);
         CHECK(linnet_rans_decode(tables.made, &decoder, trellis, nullptr, 0, nullptr) == LINNET_OK);
     }
+    for (const int trellis : {-8, 1, 16, 65})
+        CHECK(linnet_rans_decode(tables.made, &decoder, trellis, nullptr, 0, nullptr) == LINNET_ERROR_ARGUMENT);
 
     int16_t gain = 64, offset = 0;
     uint8_t mean_shift = 0;
@@ -855,7 +867,8 @@ int main(int argc, char **argv)
         try_crc();
         try_bad_tables();
         try_rans();
-        try_search(rounds % 2 == 0);
+        const linnet::Trellis trellises[] = {linnet::kNoTrellis, linnet::kSmallTrellis, linnet::kTrellis};
+        try_search(trellises[rounds % 3]);
         try_unpaired_tables();
         try_step();
         try_blocks();
