@@ -65,8 +65,8 @@ class Bundle:
     `identity` (hex SHA-256), `name`, `steps` (coding steps in order), and the integer tables `gains` and
     `table_offsets` (100, latent + hyper channels) int16, `hyper_parameters` (2 * hyper channels,) int8,
     `companding` (256,) int8 and `entropy_tables`. `trellis` is how many states the trellis has along which symbols are
-    quantised: the second half of the tables belongs to its second quantiser. Without one it is 0. `scale_tables` are those that scales choose from.
-    `log_scales` (256,) int8 turns the scales that the networks give into log-scales; None where they give those.
+    quantised: the second half of the tables belongs to its second quantiser. Without one it is 0. `scale_tables` are
+    those that scales choose from. `log_scales` (256,) int8 turns the scales that the networks give into log-scales; None where they give those.
     A codec without hyper-latents has 0 `hyper_channels` and `latent_parameters` (2 * latent channels,) int8 instead.
     """
 
@@ -103,7 +103,9 @@ class Bundle:
         stated = manifest.get("trellis", 0)
         self.trellis: int = 8 if stated is True else stated  # what `true` meant when there was one
         if self.trellis not in (0, 8, TRELLIS_STATES):
-            raise InputError(f"bundle {origin} has a trellis of {stated} states, which is not known here: update linnet")
+            raise InputError(
+                f"bundle {origin} has a trellis of {stated} states, which is not known here: update linnet"
+            )
         self.scale_tables = len(self.entropy_tables) // (2 if self.trellis else 1)
         first, second = np.split(self.entropy_tables.skip, [self.scale_tables])
         if self.trellis and not np.array_equal(first, second):

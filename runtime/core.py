@@ -315,7 +315,8 @@ def search(
     (in squared steps) plus `bit_worth` for each bit.
 
     `residual` float32 and `table_index` uint8, both (count,), are those of one step. Levels are in half steps.
-    Along a `trellis` of 8 or 64 states (0: none) they depend on the symbols before (dependent quantisation), and the search is Viterbi's algorithm.
+    Along a `trellis` of 8 or 64 states (0: none) they depend on the symbols before (dependent quantisation), and the
+    search is Viterbi's algorithm.
     """
     _vector_pointer(table_index, "table_index", np.uint8)
     table_index = table_index.copy()

@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import InputError, MachineError
 
-API_VERSION = 2
+API_VERSION = 3
 """LINNET_API_VERSION of the header that the signatures were written for."""
 
 _ERROR_MEMORY, _ERROR_TABLES, _ERROR_TRUNCATED, _ERROR_CORRUPT = -2, -4, -6, -7

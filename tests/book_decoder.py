@@ -305,7 +305,8 @@ def unsealed(payload: bytes, record: Record, key: bytes) -> bytes:
 # Order of symbols
 
 
-NEXT_STATE = ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5))
+FLIPS = {False: (0, 0), True: (7, 2), 8: (7, 2), 64: (62, 22)}
+"""What q and p flip of the next state, by the bundle's `trellis`."""
 
 
 class TileDecoder:
@@ -314,8 +315,9 @@ class TileDecoder:
         tables = bundle._arrays("tables.npz")
         self.mean_shifts = tables["mean_shifts"]
         self.radii = [int(radius) for radius in tables["radii"]]
-        self.trellis = bundle.manifest.get("trellis", False)
-        self.first_tables = len(self.radii) // 2 if self.trellis else len(self.radii)
+        trellis = bundle.manifest.get("trellis", False)
+        self.flips = FLIPS[trellis]
+        self.first_tables = len(self.radii) // 2 if trellis else len(self.radii)
         numbers, self.frequencies = [int(n) for n in tables["frequencies"]], []
         for radius in self.radii:
             count = 2 * radius + 2 if radius else 0
@@ -377,8 +379,8 @@ class TileDecoder:
                     symbol = rans.symbol(self.frequencies[table], self.radii[table])
                     level = 2 * symbol - odd * ((symbol > 0) - (symbol < 0))
                     latents[row, column, channel] = min(max(mean + (level * gain + 64 >> 7), -512), 509)
-                    if self.trellis:
-                        states[lane] = NEXT_STATE[states[lane]][symbol & 1]
+                    flipped_by_q, flipped_by_p = self.flips
+                    states[lane] = states[lane] >> 1 ^ odd * flipped_by_q ^ (symbol & 1) * flipped_by_p
 
 
 def quality_value(quality: int) -> int:

@@ -152,16 +152,26 @@ def test_making_the_vectors_again_gives_the_same_bytes(tmp_path: Path, tiny: Cod
     assert again.certificate == shipped.certificate
 
 
-@pytest.mark.parametrize("trellis", [True, False])
-def test_another_decoder_reads_either_quantisation(tmp_path: Path, trellis: bool) -> None:
+@pytest.mark.parametrize("trellis", [64, 8, True, 0, False])
+def test_another_decoder_reads_any_quantisation(tmp_path: Path, trellis: int) -> None:
     pytest.importorskip("onnx", reason="making the bundle needs the export extra")
     import make_vectors
     import tiny_codec
 
     tiny_codec.write(tmp_path / "tiny.lntb", trellis)
     codec = Codec.open(tmp_path / "tiny.lntb")
+    assert codec.bundle.trellis == (8 if trellis is True else trellis)
     data = codec.encode(make_vectors.picture(130, 70), quality=70, tile=64)
     np.testing.assert_array_equal(book_decoder.decode(data, codec.bundle), codec.decode(data))
+
+
+@pytest.mark.parametrize("trellis", [1, 16, -8, "64", None])
+def test_a_trellis_that_is_not_known_is_refused(tmp_path: Path, trellis: object) -> None:
+    members = dict(Bundle.open(TINY)._members)
+    manifest = {**json.loads(members.pop("manifest.json")), "trellis": trellis}
+    write_bundle(tmp_path / "other.lntb", manifest, members)
+    with pytest.raises(InputError, match=f"a trellis of {trellis} states, which is not known here: update linnet"):
+        Bundle.open(tmp_path / "other.lntb")
 
 
 def test_the_tables_of_two_quantisers_must_match(tmp_path: Path) -> None:

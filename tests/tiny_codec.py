@@ -24,6 +24,7 @@ from linnet.runtime.latents import (
     GAIN_EXP,
     SCALE_STEPS_PER_OCTAVE,
     SMALLEST_SCALE,
+    TRELLIS_STATES,
     CodingStep,
     companding_table,
 )
@@ -191,12 +192,12 @@ def networks() -> dict[str, Network]:
     return built
 
 
-def tables(trellis: bool) -> dict[str, np.ndarray]:
+def tables(trellis: int) -> dict[str, np.ndarray]:
     """Steps in a geometric row from LARGEST_STEP to SMALLEST_STEP, alike for all channels."""
     quality = np.arange(100)[:, None] / 99
     steps = LARGEST_STEP * (SMALLEST_STEP / LARGEST_STEP) ** quality * np.ones(LATENTS + HYPER)
     offsets = SCALE_STEPS_PER_OCTAVE * (1 - np.log2(steps) - math.log2(SMALLEST_SCALE))
-    frequencies, radii = laplacian_tables(trellis=trellis)
+    frequencies, radii = laplacian_tables(trellis=trellis > 0)
     return {
         "gains": np.rint(steps * 2 ** (GAIN_EXP + FINE_EXP)).astype(np.int16),
         "mean_shifts": np.array([FINE_EXP - 1] * 6 + [FINE_EXP] * (LATENTS - 6 + HYPER), np.uint8),
@@ -208,7 +209,7 @@ def tables(trellis: bool) -> dict[str, np.ndarray]:
     }
 
 
-def write(path: Path, trellis: bool = True) -> str:
+def write(path: Path, trellis: int = TRELLIS_STATES) -> str:
     """The bundle's identity. Raises UsageError where a layer breaks a rule."""
     built = networks()
     manifest = {

@@ -36,7 +36,7 @@ extern "C" {
 #endif
 
 /* Grows with every change of this header that an already compiled caller would notice. */
-#define LINNET_API_VERSION 2
+#define LINNET_API_VERSION 3
 LINNET_API uint32_t linnet_api_version(void);
 
 /* ---- Errors. The numbers are pinned: they never change and are never reused. ---- */

@@ -18,15 +18,9 @@ constexpr size_t kBytesPerSymbol = 20;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
 typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
-// Two of them, of two states.
+// Of two states at once, for processors with wider vectors.
 typedef float Pair __attribute__((vector_size(8 * kLanes)));
-typedef int32_t Bits __attribute__((vector_size(8 * kLanes)));
-
-#if defined(__clang__)
-#define LINNET_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define LINNET_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bits{__VA_ARGS__})
-#endif
+typedef int32_t PairOfBits __attribute__((vector_size(8 * kLanes)));
 
 // The best symbol of each quantiser and parity (index 2 * quantiser + parity) for each lane, and what it costs.
 struct Choices {
@@ -64,18 +58,60 @@ LINNET_INLINE void choose(const linnet::Table *const *tables, uint32_t base, int
     choices.symbol[2 * quantiser + 1] = (odd ^ sign) - sign;
 }
 
+#if defined(__clang__)
+#define LINNET_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LINNET_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, PairOfBits{__VA_ARGS__})
+#endif
+
+// Vectors of one state each, or of two neighbours: numbers for all states less the first state's, the states swapped, and
+// what belongs to even and to odd states.
+LINNET_INLINE void subtract_first(const Floats &all, const Floats &from, Floats &rest)
+{
+    rest = all - from;
+}
+
+LINNET_INLINE void subtract_first(const Floats &all, const Pair &from, Pair &rest)
+{
+    rest = Pair{all[0], all[1], all[2], all[3], all[0], all[1], all[2], all[3]} -
+           LINNET_SHUFFLE(from, from, 0, 1, 2, 3, 0, 1, 2, 3);
+}
+
+LINNET_INLINE void swap_neighbours(Floats &)
+{
+}
+
+LINNET_INLINE void swap_neighbours(Pair &x)
+{
+    x = LINNET_SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+}
+
+LINNET_INLINE void part(const Floats &first, const Floats &second, Floats &even, Floats &odd)
+{
+    even = first;
+    odd = second;
+}
+
+LINNET_INLINE void part(const Pair &first, const Pair &second, Pair &even, Pair &odd)
+{
+    even = LINNET_SHUFFLE(first, second, 0, 1, 2, 3, 8, 9, 10, 11);
+    odd = LINNET_SHUFFLE(first, second, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
 // Viterbi's algorithm over four trellises side by side. The path to each state ends in a symbol of one parity, a bit of
 // `ways`. Even states are followed by those of the lower half, odd ones by those of the upper half.
-template <const linnet::Trellis &trellis>
+template <const linnet::Trellis &trellis, typename Numbers>
 struct Trellises {
-    static constexpr uint32_t kPairs = trellis.states / 4;
+    using Bits = decltype(Numbers{} < Numbers{});
+    static constexpr uint32_t kTogether = sizeof(Numbers) / sizeof(Floats);  // states in a vector
+    static constexpr uint32_t kVectors = trellis.states / 2 / kTogether;
 
-    Pair even[kPairs], odd[kPairs];  // the costs of the states 4 i and 4 i + 2, and of 4 i + 1 and 4 i + 3
+    Numbers even[kVectors], odd[kVectors];  // what the paths to the states 0, 2, 4, ... and 1, 3, 5, ... cost
 
     Trellises()
     {
-        for (uint32_t i = 0; i < kPairs; i++)
-            even[i] = odd[i] = Pair{} + std::numeric_limits<float>::infinity();
+        for (uint32_t i = 0; i < kVectors; i++)
+            even[i] = odd[i] = Numbers{} + std::numeric_limits<float>::infinity();
         for (uint32_t lane = 0; lane < kLanes; lane++)
             even[0][lane] = 0;
     }
@@ -84,17 +120,15 @@ struct Trellises {
     // for each odd one.
     LINNET_INLINE void step(const Choices &choices, Trellises &next, uint32_t *ways) const
     {
-        Pair both[4];
-        for (uint32_t c = 0; c < 4; c++) {
-            const Floats &cost = choices.cost[c];
-            both[c] = Pair{cost[0], cost[1], cost[2], cost[3], cost[0], cost[1], cost[2], cost[3]} -
-                      LINNET_SHUFFLE(even[0], even[0], 0, 1, 2, 3, 0, 1, 2, 3);  // so that costs stay small
-        }
-        Bits way = {}, way_up = {};
-        advance<0>(even, both, next, 0, way);
-        advance<(trellis.odd & (trellis.states / 2 - 1))>(odd, both + 2, next, kPairs / 2, way_up);
-        way |= way_up;
-        std::memcpy(ways, &way, sizeof way);
+        Numbers choice[4];
+        for (uint32_t c = 0; c < 4; c++)
+            subtract_first(choices.cost[c], even[0], choice[c]);  // so that costs stay small
+        Bits way[2 / kTogether] = {}, way_up[2 / kTogether] = {};
+        advance<0>(even, choice, next, 0, way);
+        advance<(trellis.odd & (trellis.states / 2 - 1))>(odd, choice + 2, next, kVectors / 2, way_up);
+        for (uint32_t i = 0; i < 2 / kTogether; i++)
+            way[i] |= way_up[i];
+        std::memcpy(ways, way, sizeof way);
     }
 
     // The state whose path costs least, of one lane.
@@ -105,37 +139,33 @@ struct Trellises {
         uint32_t found = 0;
         for (uint32_t i = 1; i < trellis.states; i++)
             found = cost[i][lane] < cost[found][lane] ? i : found;
-        const bool is_odd = found >= trellis.states / 2;
-        return 2 * found + is_odd - is_odd * trellis.states;
-    }
-
-    static uint32_t parity_before(const uint32_t *ways, uint32_t state, uint32_t lane)
-    {
-        return ways[kLanes * (state & 1) + lane] >> state / 2 & 1;
+        return found < trellis.states / 2 ? 2 * found : 2 * found + 1 - trellis.states;
     }
 
 private:
-    // From all even or all odd states (`moved` by one of their masks) to half of the next ones, from pair `first` on.
+    // From all even or all odd states, `moved` by a mask, to half of the next ones, which begin at `first`.
     template <uint32_t moved>
-    static LINNET_INLINE void advance(const Pair *from, const Pair *choice, Trellises &next, uint32_t first, Bits &way)
+    static LINNET_INLINE void advance(const Numbers *from, const Numbers *choice, Trellises &next, uint32_t first,
+                                      Bits *way)
     {
-        for (uint32_t i = 0; i < kPairs; i += 2) {
-            Pair low, high;
-            enter<moved>(from, choice, i, low, 2 * first + i, way);
-            enter<moved>(from, choice, i + 1, high, 2 * first + i + 1, way);
-            next.even[first + i / 2] = LINNET_SHUFFLE(low, high, 0, 1, 2, 3, 8, 9, 10, 11);
-            next.odd[first + i / 2] = LINNET_SHUFFLE(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
+        for (uint32_t i = 0; i < kVectors; i += 2) {
+            Numbers both[2];
+            for (uint32_t j = 0; j < 2; j++)
+                enter<moved>(from, choice, i + j, both[j], kTogether * first + (i + j) * kTogether / 2,
+                             way[j % (2 / kTogether)]);
+            part(both[0], both[1], next.even[first + i / 2], next.odd[first + i / 2]);
         }
     }
 
-    // Two neighbouring states: the better of the two ways into each.
+    // The better of the two ways into each state of a vector: by an even symbol, or by an odd one, which sets `bit`.
     template <uint32_t moved>
-    static LINNET_INLINE void enter(const Pair *from, const Pair *choice, uint32_t i, Pair &cost, uint32_t bit, Bits &way)
+    static LINNET_INLINE void enter(const Numbers *from, const Numbers *choice, uint32_t i, Numbers &cost, uint32_t bit,
+                                    Bits &way)
     {
-        Pair a = from[i ^ moved / 2], b = from[i ^ moved / 2 ^ trellis.parity / 2];
+        Numbers a = from[i ^ moved / kTogether], b = from[i ^ (moved ^ trellis.parity) / kTogether];
         if constexpr (moved % 2) {
-            a = LINNET_SHUFFLE(a, a, 4, 5, 6, 7, 0, 1, 2, 3);
-            b = LINNET_SHUFFLE(b, b, 4, 5, 6, 7, 0, 1, 2, 3);
+            swap_neighbours(a);
+            swap_neighbours(b);
         }
         a += choice[0];
         b += choice[1];
@@ -186,10 +216,10 @@ struct Search {
 };
 
 // Fills `candidate` and `ways`; the state in which each lane's best path ends goes to `end`.
-template <const linnet::Trellis &trellis>
+template <const linnet::Trellis &trellis, typename Numbers>
 LINNET_INLINE void follow(Search search, uint32_t *end)
 {
-    Trellises<trellis> trellises[2], *now = trellises, *next = trellises + 1;
+    Trellises<trellis, Numbers> trellises[2], *now = trellises, *next = trellises + 1;
     Choices choices = {};
     for (size_t first = 0; first < search.coded; first += kLanes) {
         search.choose_at(first, 2, choices);
@@ -212,7 +242,7 @@ LINNET_INLINE void follow(Search search, uint32_t *end)
 template <const linnet::Trellis &trellis>
 __attribute__((target("avx2"))) void follow_avx2(Search search, uint32_t *end)
 {
-    follow<trellis>(search, end);
+    follow<trellis, Pair>(search, end);
 }
 #endif
 
@@ -227,7 +257,8 @@ void trace_back(Search search, const uint32_t *end, int16_t *symbols, int16_t *l
         const uint32_t lanes = search.lanes(first);
         const int16_t *const candidate = search.candidate + 4 * first;
         for (uint32_t lane = 0; lane < lanes; lane++) {
-            const uint32_t parity = Trellises<trellis>::parity_before(search.ways + 2 * first, state[lane], lane);
+            const uint32_t *const ways = search.ways + 2 * first + kLanes * (state[lane] & 1);
+            const uint32_t parity = ways[lane] >> state[lane] / 2 & 1;
             state[lane] = trellis.before(state[lane], parity);
             const uint32_t quantiser = state[lane] & 1;
             const size_t i = search.position[first + lane];
@@ -248,7 +279,7 @@ void choose_along(Search search, int16_t *symbols, int16_t *levels)
         follow_avx2<trellis>(search, end);
     else
 #endif
-        follow<trellis>(search, end);
+        follow<trellis, Floats>(search, end);
     trace_back<trellis>(search, end, symbols, levels);
 }
 
