@@ -63,7 +63,7 @@ class TileCoder:
     def symbols(
         self, latents: np.ndarray, curve: RateCurve | None = None
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
-        """As `encode`, but (symbols, table index of each) of each tile instead of payloads."""
+        """As `encode`, but (coded symbols, table index of each) of each tile instead of payloads."""
         tables, trellis = self._bundle.entropy_tables, self._bundle.trellis
         bit_worth = TRELLIS_BIT_WORTH if trellis else BIT_WORTH
         symbols: list[list[np.ndarray]] = [[] for _ in latents]
@@ -71,7 +71,7 @@ class TileCoder:
 
         def quantize(tile, step, parameters, decoded, companded, value):  # type: ignore[no-untyped-def]
             residual, table_index = core.step_residuals(step, value, parameters)
-            tile_symbols, levels, tile_indices = core.search(tables, residual, table_index, bit_worth, trellis)
+            levels, tile_symbols, tile_indices = core.search(tables, residual, table_index, bit_worth, trellis)
             core.dequantize(step, parameters, levels, decoded, companded)
             symbols[tile].append(tile_symbols)
             indices[tile].append(tile_indices)

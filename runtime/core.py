@@ -60,7 +60,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linnet_step_dequantize": (c_int, (POINTER(_StepStruct), *[c_void_p] * 4)),
     "linnet_step_residuals": (c_int, (POINTER(_StepStruct), *[c_void_p] * 4, POINTER(c_size_t))),
     "linnet_search_size": (c_size_t, (c_size_t,)),
-    "linnet_search": (c_int, (c_void_p, c_int, c_float, c_void_p, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p)),
+    "linnet_search": (
+        c_int,
+        (c_void_p, c_int, c_float, c_void_p, c_void_p, c_size_t, *[c_void_p] * 4, POINTER(c_size_t)),
+    ),
     "linnet_compand": (c_int, (c_void_p, c_size_t, c_void_p, c_void_p)),
     "linnet_pixels_to_planes": (
         c_int,
@@ -311,31 +314,33 @@ def step_residuals(step: Step, latent: np.ndarray, params: np.ndarray) -> tuple[
 def search(
     tables: EntropyTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float, trellis: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(symbols, levels, table index to code each with), int16, int16, uint8 of (count,): those of least squared error
-    (in squared steps) plus `bit_worth` for each bit.
+    """(levels (count,), symbols (coded,), table index of each (coded,)), int16, int16, uint8: those of least squared
+    error (in squared steps) plus `bit_worth` for each bit.
 
-    `residual` float32 and `table_index` uint8, both (count,), are those of one step. Levels are in half steps.
-    Along a `trellis` of 8 or 64 states (0: none) they depend on the symbols before (dependent quantisation), and the
-    search is Viterbi's algorithm.
+    `residual` float32 and `table_index` uint8, both (count,), are those of one step. Levels are in half steps; symbols
+    leave out what skip tables code, and go to `rans_encode`. Along a `trellis` of 8 or 64 states (0: none) they depend
+    on the symbols before (dependent quantisation), and the search is Viterbi's algorithm.
     """
-    _vector_pointer(table_index, "table_index", np.uint8)
-    table_index = table_index.copy()
+    table_pointer = _vector_pointer(table_index, "table_index", np.uint8)
     count = table_index.size
-    symbols, levels = np.empty(count, np.int16), np.empty(count, np.int16)
+    levels, symbols, coded_with = np.empty(count, np.int16), np.empty(count, np.int16), np.empty(count, np.uint8)
     workspace = np.empty(-(-native.linnet_search_size(count) // 4), np.uint32)
+    coded = c_size_t()
     error = native.linnet_search(
         tables._handle,
         trellis,
         bit_worth,
         _vector_pointer(residual, "residual", np.float32, count),
-        table_index.ctypes.data,
+        table_pointer,
         count,
         workspace.ctypes.data,
-        symbols.ctypes.data,
         levels.ctypes.data,
+        symbols.ctypes.data,
+        coded_with.ctypes.data,
+        byref(coded),
     )
     check(error, "choice of symbols")
-    return symbols, levels, table_index
+    return levels, symbols[: coded.value], coded_with[: coded.value]
 
 
 def compand(latent: np.ndarray, companding: np.ndarray) -> np.ndarray:

@@ -473,7 +473,7 @@ def test_steps_equal_their_definition(shape, parity):
         assert residual.dtype == np.float32
         assert np.array_equal(residual, step_residuals_twin(step, latent, params), equal_nan=True)
 
-        _, found, _ = core.search(GAUSSIAN.native, residual, table_index, BIT_WORTH, 0)
+        found, _, _ = core.search(GAUSSIAN.native, residual, table_index, BIT_WORTH, 0)
         any_levels = rng.integers(-32768, 32768, found.size).astype(np.int16)
         for levels in (found, any_levels):
             decoded, companded = (array.copy() for array in before)
@@ -493,8 +493,8 @@ def test_levels_are_half_steps_and_latents_are_clamped():
         )  # fmt: skip
         residual, table_index = core.step_residuals(step, latent, params)
         assert np.array_equal(table_index, rows)
-        symbols, levels, _ = core.search(tables.native, residual, table_index, 0.0, 0)
-        assert (symbols * gain // 64).tolist() == expected
+        levels, _, _ = core.search(tables.native, residual, table_index, 0.0, 0)
+        assert (levels // 2 * gain // 64).tolist() == expected
         decoded, companded = np.zeros((1, 8, 2), np.int8), np.zeros((1, 8, 1), np.int8)
         core.dequantize(step, params, levels, decoded, companded)
         assert (decoded.astype(int) @ [4, 1]).ravel().tolist() == expected
@@ -513,12 +513,13 @@ def search_cost(tables: TwinTables, residual: float, table: int, symbol: int, bi
 
 def searched(tables: TwinTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float) -> list[int]:
     before = table_index.copy()
-    symbols, levels, coded_with = core.search(tables.native, residual, table_index, bit_worth, 0)
+    levels, symbols, coded_with = core.search(tables.native, residual, table_index, bit_worth, 0)
     assert symbols.dtype == levels.dtype == np.int16 and coded_with.dtype == np.uint8
-    assert np.array_equal(levels, 2 * symbols)
-    assert np.array_equal(coded_with, before) and np.array_equal(table_index, before)
-    assert not symbols[tables.radii[table_index] == 0].any()
-    return symbols.tolist()
+    assert np.array_equal(table_index, before)
+    coded = tables.radii[table_index] > 0
+    assert np.array_equal(levels[coded], 2 * symbols) and not levels[~coded].any()
+    assert np.array_equal(coded_with, table_index[coded])
+    return (levels // 2).tolist()
 
 
 @pytest.mark.parametrize("bit_worth", [0.0, TRELLIS_BIT_WORTH, BIT_WORTH])

@@ -105,16 +105,15 @@ class Paths:
 def meaning_of(
     tables: TwinTables, symbols: np.ndarray, table_index: np.ndarray, trellis: int
 ) -> tuple[list[int], list[int]]:
-    """(levels, indices of the tables that code them) of one step's symbols."""
-    paths, levels, coded_with = Paths(trellis), [], []
-    for symbol, table in zip(symbols.tolist(), table_index.tolist(), strict=True):
-        if not tables.radii[table]:
-            assert symbol == 0
-            levels.append(0)
-            coded_with.append(table)
-        else:
+    """(levels, indices of the tables that code the symbols) of one step whose coded symbols are `symbols`."""
+    paths, levels, coded_with, left = Paths(trellis), [], [], symbols.tolist()[::-1]
+    for table in table_index.tolist():
+        if tables.radii[table]:
             coded_with.append(table + paths.quantiser() * len(tables.radii) // 2)
-            levels.append(paths.level(symbol))
+            levels.append(paths.level(left.pop()))
+        else:
+            levels.append(0)
+    assert not left
     return levels, coded_with
 
 
@@ -143,24 +142,24 @@ def search(
 ):
     """The search's three arrays, once it is clear that they belong together."""
     before = table_index.copy()
-    symbols, levels, coded_with = core.search(tables.native, residual, table_index, bit_worth, trellis)
+    levels, symbols, coded_with = core.search(tables.native, residual, table_index, bit_worth, trellis)
     assert symbols.dtype == levels.dtype == np.int16 and coded_with.dtype == np.uint8
     assert symbols.size == 0 or np.abs(symbols).max() <= core.MAX_SYMBOL
     assert np.array_equal(table_index, before)
     assert (levels.tolist(), coded_with.tolist()) == meaning_of(tables, symbols, table_index, trellis)
-    return symbols, levels, coded_with
+    return levels, symbols, coded_with
 
 
 def round_trip(tables: TwinTables, steps: list[tuple[np.ndarray, np.ndarray]], bit_worth: float, trellis: int) -> None:
     """Searches, codes and decodes steps of (residual, table index) in one payload."""
     found = [search(tables, *step, bit_worth, trellis) for step in steps]
-    symbols, levels, coded_with = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    levels, symbols, coded_with = (np.concatenate(parts) for parts in zip(*found, strict=True))
     payload = core.rans_encode(tables.native, symbols, coded_with)
     assert payload == tables.encode(symbols, coded_with)
     twin = decode_twin(tables, payload, [index for _, index in steps], trellis)
     assert np.concatenate(twin).tolist() == levels.tolist()
     decoder = core.RansDecoder(payload)
-    for (_, table_index), (_, expected, _) in zip(steps, found, strict=True):
+    for (_, table_index), (expected, _, _) in zip(steps, found, strict=True):
         decoded = decoder.decode(tables.native, table_index, trellis)
         assert decoded.dtype == np.int16 and np.array_equal(decoded, expected)
     decoder.finish()
@@ -205,7 +204,7 @@ def test_any_symbols_can_be_coded_along_a_trellis(trellis):
             table_index = rng.integers(0, len(tables.radii) // 2, count).astype(np.uint8)
             own = rng.choice([1, 3, 511], count) * rng.integers(-1, 2, count)
             own[rng.random(count) < 0.1] = core.MIN_SYMBOL
-            own = np.where(tables.radii[table_index] == 0, 0, own)
+            own = own[tables.radii[table_index] > 0]
             steps.append(table_index)
             symbols.append(own.astype(np.int16))
             for part, whole in zip(meaning_of(tables, own, table_index, trellis), (levels, coded_with), strict=True):
@@ -221,7 +220,7 @@ def test_a_call_decodes_a_step_and_no_less():
     """States restart with every call, so a step decoded in two pieces is another one."""
     rng = np.random.default_rng(34)
     residual, table_index = rng.normal(0, 3, 400).astype(np.float32), np.full(400, 40, np.uint8)
-    symbols, levels, coded_with = search(LAPLACIAN, residual, table_index)
+    levels, symbols, coded_with = search(LAPLACIAN, residual, table_index)
     payload = core.rans_encode(LAPLACIAN.native, symbols, coded_with)
     decoder = core.RansDecoder(payload)
     assert np.array_equal(decoder.decode(LAPLACIAN.native, table_index[:201], TRELLIS_STATES), levels[:201])
@@ -240,10 +239,10 @@ def test_steps_with_and_without_a_trellis_share_a_payload():
     found = {trellis: search(LAPLACIAN, residual, table_index, trellis=trellis) for trellis in MASKS}
     order = [(scalar, 0), (found[64], 64), (found[8], 8), (scalar, 0), (found[64], 64)]
     payload = core.rans_encode(
-        LAPLACIAN.native, *(np.concatenate([found[part] for found, _ in order]) for part in (0, 2))
+        LAPLACIAN.native, *(np.concatenate([found[part] for found, _ in order]) for part in (1, 2))
     )
     decoder = core.RansDecoder(payload)
-    for (_, levels, _), trellis in order:
+    for (levels, _, _), trellis in order:
         assert np.array_equal(decoder.decode(LAPLACIAN.native, table_index, trellis), levels)
     decoder.finish()
 
@@ -293,14 +292,11 @@ def least_cost(
 def costs_by_lane(
     tables: TwinTables, residual: np.ndarray, table_index: np.ndarray, bit_worth: float, trellis: int
 ) -> list[float]:
-    symbols, levels, coded_with = search(tables, residual, table_index, bit_worth, trellis)
-    coded, costs = 0, [0.0] * 4
-    for r, symbol, level, table in zip(
-        residual.tolist(), symbols.tolist(), levels.tolist(), coded_with.tolist(), strict=True
-    ):
-        if tables.radii[table]:
-            costs[coded % 4] += (r - level / 2) ** 2 + bit_worth * tables.bits(table, abs(symbol))
-            coded += 1
+    levels, symbols, coded_with = search(tables, residual, table_index, bit_worth, trellis)
+    coded, costs = tables.radii[table_index] > 0, [0.0] * 4
+    both = zip(residual[coded].tolist(), levels[coded].tolist(), strict=True)
+    for i, ((r, level), symbol, table) in enumerate(zip(both, symbols.tolist(), coded_with.tolist(), strict=True)):
+        costs[i % 4] += (r - level / 2) ** 2 + bit_worth * tables.bits(table, abs(symbol))
     return costs
 
 
@@ -349,7 +345,7 @@ def error_and_bits(residual: np.ndarray, scale: float, step: float, worth: float
     """Per residual, coded in steps of `step` under the table of that scale."""
     tables = LAPLACIAN if trellis else SCALAR
     table_index = np.full(residual.size, np.abs(np.log(SCALES * step / scale)).argmin(), np.uint8)
-    symbols, levels, coded_with = core.search(
+    levels, symbols, coded_with = core.search(
         tables.native, (residual / step).astype(np.float32), table_index, worth / step**2, trellis
     )
     bits = tables.ideal_bits(symbols, coded_with)
@@ -388,7 +384,7 @@ def test_what_lies_beyond_every_level_takes_one_of_the_largest(value):
     residual[20:] *= -1
     for tables in KINDS.values():
         coded = np.flatnonzero(tables.radii[: len(tables.radii) // 2])[-1]
-        _, levels, _ = search(tables, residual, np.full(40, coded, np.uint8), 0.0)
+        levels, _, _ = search(tables, residual, np.full(40, coded, np.uint8), 0.0)
         assert levels[:20].min() >= 1019 and levels[20:].max() <= -1019
 
 
@@ -399,7 +395,7 @@ def test_damaged_streams_give_an_error_or_bounded_levels():
     rng = np.random.default_rng(40)
     first, second = random_step(RANDOM, 700, rng), random_step(RANDOM, 1300, rng)
     found = [search(RANDOM, *step) for step in (first, second)]
-    symbols, levels, coded_with = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    levels, symbols, coded_with = (np.concatenate(parts) for parts in zip(*found, strict=True))
     payload = core.rans_encode(RANDOM.native, symbols, coded_with)
 
     def decoded(data: bytes) -> np.ndarray | None:

@@ -235,21 +235,25 @@ class LatentCodec(nn.Module):
         here = np.ones(residuals.shape[1:3], bool) if mask is None else mask.cpu().numpy() > 0
         levels = np.zeros_like(residuals)
         bits = lengths = None
+        coded = ~self.entropy_tables.skip[:SCALE_TABLES]
         if not self.training:
             bits = np.zeros_like(residuals)
             lengths = code_lengths(self.entropy_tables.frequencies, self.entropy_tables.radii, core.MAX_SYMBOL + 1)
         for image in range(len(residuals)):
-            symbols, found, used = core.search(
+            own = tables[image, here]
+            found, symbols, used = core.search(
                 self.entropy_tables,
                 residuals[image, here].ravel(),
-                tables[image, here].ravel(),
+                own.ravel(),
                 TRELLIS_BIT_WORTH,
                 TRELLIS_STATES,
             )
             magnitude = np.abs(symbols)
-            levels[image, here] = found.reshape(-1, levels.shape[3])
+            levels[image, here] = found.reshape(own.shape)
             if bits is not None and lengths is not None:
-                bits[image, here] = lengths[used, magnitude].reshape(-1, levels.shape[3])
+                own_bits = np.zeros(own.shape, np.float32)
+                own_bits[coded[own]] = lengths[used, magnitude]
+                bits[image, here] = own_bits
             if self.symbol_counts is not None:
                 np.add.at(self.symbol_counts, (used, magnitude), 1)
 

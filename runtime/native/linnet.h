@@ -161,13 +161,15 @@ LINNET_API int linnet_step_residuals(const linnet_step *step, const float *laten
  *     sum over all of (residual - level / 2)^2 + bit_worth * bits
  *
  * among the levels next to each residual and 0; bit_worth lies within 0..LINNET_MAX_BIT_WORTH.
- * With `trellis` (see linnet_rans_decode), by Viterbi's algorithm along the four paths; `table_index` then comes in as
- * linnet_step_tables gives it and goes out as linnet_rans_encode takes it. NaN counts as 0. `workspace` has
- * linnet_search_size(count) bytes, aligned for uint32_t; `count` is below 2^32. */
+ * With `trellis` (see linnet_rans_decode), by Viterbi's algorithm along the four paths. `table_index` is what
+ * linnet_step_tables gives. `symbols` and `coded_with` have room for `count` and receive the `coded` symbols that are
+ * not skipped and the table of each, for linnet_rans_encode. NaN counts as 0. `workspace` has linnet_search_size(count)
+ * bytes, aligned for uint32_t; `count` is below 2^32. */
 #define LINNET_MAX_BIT_WORTH 1000
 LINNET_API size_t linnet_search_size(size_t count); /* SIZE_MAX if that does not fit */
 LINNET_API int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, const float *residual,
-                             uint8_t *table_index, size_t count, void *workspace, int16_t *symbols, int16_t *levels);
+                             const uint8_t *table_index, size_t count, void *workspace, int16_t *levels,
+                             int16_t *symbols, uint8_t *coded_with, size_t *coded);
 
 /* What the hyper-analysis sees of `count` latents in full-scale units: companding[clamp(round(128 * latent)) + 128],
  * 0 for NaN. Encoder only. */

@@ -187,7 +187,7 @@ struct Search {
     uint32_t base;  // the second quantiser's tables begin here
     float bit_worth;
     const float *residual;
-    uint8_t *table_index;
+    const uint8_t *table_index;
     size_t coded;
     uint32_t *position;  // of each coded symbol in the call's arrays
     uint32_t *ways;      // for each kLanes symbols those of a Trellises' step
@@ -248,7 +248,7 @@ __attribute__((target("avx2"))) void follow_avx2(Search search, uint32_t *end)
 
 // The best paths, from the states in which they end to their beginnings.
 template <const linnet::Trellis &trellis>
-void trace_back(Search search, const uint32_t *end, int16_t *symbols, int16_t *levels)
+void trace_back(Search search, const uint32_t *end, int16_t *levels, int16_t *symbols, uint8_t *coded_with)
 {
     uint32_t state[kLanes];
     std::copy(end, end + kLanes, state);
@@ -263,15 +263,15 @@ void trace_back(Search search, const uint32_t *end, int16_t *symbols, int16_t *l
             const uint32_t quantiser = state[lane] & 1;
             const size_t i = search.position[first + lane];
             const int16_t symbol = candidate[kLanes * (2 * quantiser + parity) + lane];
-            symbols[i] = symbol;
             levels[i] = int16_t(linnet::level_of(symbol, state[lane]));
-            search.table_index[i] = uint8_t(search.table_index[i] + search.base * quantiser);
+            symbols[first + lane] = symbol;
+            coded_with[first + lane] = uint8_t(search.table_index[i] + search.base * quantiser);
         }
     }
 }
 
 template <const linnet::Trellis &trellis>
-void choose_along(Search search, int16_t *symbols, int16_t *levels)
+void choose_along(Search search, int16_t *levels, int16_t *symbols, uint8_t *coded_with)
 {
     uint32_t end[kLanes] = {};
 #if defined(__x86_64__)
@@ -280,18 +280,20 @@ void choose_along(Search search, int16_t *symbols, int16_t *levels)
     else
 #endif
         follow<trellis, Floats>(search, end);
-    trace_back<trellis>(search, end, symbols, levels);
+    trace_back<trellis>(search, end, levels, symbols, coded_with);
 }
 
-void choose_each_alone(Search search, int16_t *symbols, int16_t *levels)
+void choose_each_alone(Search search, int16_t *levels, int16_t *symbols, uint8_t *coded_with)
 {
     Choices choices = {};
     for (size_t first = 0; first < search.coded; first += kLanes) {
         search.choose_at(first, 1, choices);
         const Integers symbol = choices.cost[1] < choices.cost[0] ? choices.symbol[1] : choices.symbol[0];
         for (uint32_t lane = 0; lane < search.lanes(first); lane++) {
-            symbols[search.position[first + lane]] = int16_t(symbol[lane]);
-            levels[search.position[first + lane]] = int16_t(2 * symbol[lane]);
+            const size_t i = search.position[first + lane];
+            levels[i] = int16_t(2 * symbol[lane]);
+            symbols[first + lane] = int16_t(symbol[lane]);
+            coded_with[first + lane] = search.table_index[i];
         }
     }
 }
@@ -310,9 +312,12 @@ size_t linnet_search_size(size_t count)
 }
 
 int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, const float *residual,
-                  uint8_t *table_index, size_t count, void *workspace, int16_t *symbols, int16_t *levels)
+                  const uint8_t *table_index, size_t count, void *workspace, int16_t *levels, int16_t *symbols,
+                  uint8_t *coded_with, size_t *coded)
 {
-    if (!tables || (count && (!residual || !table_index || !symbols || !levels || !workspace)))
+    if (!tables || !coded)
+        return LINNET_ERROR_ARGUMENT;
+    if (count && (!residual || !table_index || !workspace || !levels || !symbols || !coded_with))
         return LINNET_ERROR_ARGUMENT;
     if (!linnet::known_trellis(trellis) || (trellis && !tables->paired))
         return LINNET_ERROR_ARGUMENT;
@@ -320,21 +325,21 @@ int linnet_search(const linnet_tables *tables, int trellis, float bit_worth, con
         return LINNET_ERROR_ARGUMENT;
     const uint32_t base = trellis ? tables->count / 2 : tables->count;
     uint32_t *const position = static_cast<uint32_t *>(workspace);
-    size_t coded = 0;
+    size_t found = 0;
     for (size_t i = 0; i < count; i++) {
         if (table_index[i] >= base)
             return LINNET_ERROR_ARGUMENT;
-        position[coded] = uint32_t(i);
-        coded += tables->flags[table_index[i]] & linnet::kCoded;
+        position[found] = uint32_t(i);
+        found += tables->flags[table_index[i]] & linnet::kCoded;
     }
-    std::fill_n(symbols, count, int16_t(0));
+    *coded = found;
     std::fill_n(levels, count, int16_t(0));
     uint32_t *const ways = position + padded(count);
     int16_t *const candidate = reinterpret_cast<int16_t *>(ways + 2 * padded(count));
-    const Search search = {*tables, base, bit_worth, residual, table_index, coded, position, ways, candidate};
+    const Search search = {*tables, base, bit_worth, residual, table_index, found, position, ways, candidate};
     const auto choose = !trellis ? choose_each_alone
                         : uint32_t(trellis) == linnet::kTrellis.states ? choose_along<linnet::kTrellis>
                                                                        : choose_along<linnet::kSmallTrellis>;
-    choose(search, symbols, levels);
+    choose(search, levels, symbols, coded_with);
     return LINNET_OK;
 }

@@ -243,13 +243,22 @@ float some_worth()
     return kind == 0 ? 0 : kind < 3 ? large : float(between(1, 300)) / 1000;
 }
 
+// What a search gives.
+struct Found {
+    Buffer<int16_t> levels, symbols;
+    Buffer<uint8_t> coded_with;
+    size_t coded = 0;
+
+    explicit Found(size_t count) : levels(count), symbols(count), coded_with(count) {}
+};
+
 int search(const Tables &tables, int trellis, float bit_worth, Buffer<float> &residual, Buffer<uint8_t> &index,
-           Buffer<int16_t> &symbols, Buffer<int16_t> &levels)
+           Found &found)
 {
     const size_t count = residual.size, size = linnet_search_size(count);
     Buffer<uint8_t> workspace(size);  // malloc aligns it well enough
     return linnet_search(tables.made, trellis, bit_worth, residual.get(), index.get(), count, workspace.get(),
-                         symbols.get(), levels.get());
+                         found.levels.get(), found.symbols.get(), found.coded_with.get(), &found.coded);
 }
 
 // Steps searched, coded in one stream and decoded again.
@@ -269,40 +278,44 @@ void try_search(const linnet::Trellis &which)
     Buffer<int16_t> symbols(count), levels(count), result(count);
     for (size_t i = 0; i < count; i++)
         index[i] = uint8_t(between(0, int64_t(known) - 1));
-    size_t done = 0;
+    size_t done = 0, coded = 0;
     for (const size_t end : steps.ends) {
         const size_t piece = end - done;
         Buffer<float> residual(piece);
         Buffer<uint8_t> own(piece);
-        Buffer<int16_t> symbol(piece), level(piece);
+        Found found(piece);
         fill_residuals(residual);
         std::copy(index.get() + done, index.get() + end, own.get());
-        CHECK(search(tables, trellis, some_worth(), residual, own, symbol, level) == LINNET_OK);
+        CHECK(search(tables, trellis, some_worth(), residual, own, found) == LINNET_OK);
         uint32_t state[4] = {};
-        for (size_t i = 0, k = 0; i < piece; i++) {
-            const uint8_t before = index[done + i];
-            CHECK(std::abs(symbol[i]) <= LINNET_MAX_SYMBOL);
-            if (!tables.radii[before]) {
-                CHECK(own[i] == before && !symbol[i] && !level[i]);
+        size_t k = 0;
+        for (size_t i = 0; i < piece; i++) {
+            CHECK(own[i] == index[done + i]);
+            if (!tables.radii[own[i]]) {
+                CHECK(!found.levels[i]);
                 continue;
             }
-            CHECK(!(residual[i] > 0 && symbol[i] < 0) && !(residual[i] < 0 && symbol[i] > 0));
-            uint32_t &path = state[k++ % 4];
-            CHECK(own[i] == (path % 2 ? before + known : before));
-            CHECK(level[i] == linnet::level_of(symbol[i], path));
-            const uint32_t next = which.next(path, uint32_t(symbol[i]));
-            CHECK(!trellis || which.before(next, uint32_t(symbol[i])) == path);
+            const int16_t symbol = found.symbols[k];
+            CHECK(std::abs(symbol) <= LINNET_MAX_SYMBOL);
+            CHECK(!(residual[i] > 0 && symbol < 0) && !(residual[i] < 0 && symbol > 0));
+            uint32_t &path = state[k % 4];
+            CHECK(found.coded_with[k++] == (path % 2 ? own[i] + known : own[i]));
+            CHECK(found.levels[i] == linnet::level_of(symbol, path));
+            const uint32_t next = which.next(path, uint32_t(symbol));
+            CHECK(!trellis || which.before(next, uint32_t(symbol)) == path);
             path = next;
         }
-        std::copy(own.get(), own.get() + piece, coded_with.get() + done);
-        std::copy(symbol.get(), symbol.get() + piece, symbols.get() + done);
-        std::copy(level.get(), level.get() + piece, levels.get() + done);
+        CHECK(k == found.coded);
+        std::copy(found.coded_with.get(), found.coded_with.get() + k, coded_with.get() + coded);
+        std::copy(found.symbols.get(), found.symbols.get() + k, symbols.get() + coded);
+        std::copy(found.levels.get(), found.levels.get() + piece, levels.get() + done);
+        coded += k;
         done = end;
     }
 
-    Buffer<uint8_t> out(linnet_rans_bound(count));
+    Buffer<uint8_t> out(linnet_rans_bound(coded));
     size_t written = 0;
-    CHECK(!linnet_rans_encode(tables.made, symbols.get(), coded_with.get(), count, out.get(), out.size, &written));
+    CHECK(!linnet_rans_encode(tables.made, symbols.get(), coded_with.get(), coded, out.get(), out.size, &written));
     Buffer<uint8_t> stream(written);
     std::memcpy(stream.get(), out.get(), written);
     CHECK(decode(tables, stream, index, result, steps) == LINNET_OK);
@@ -312,12 +325,13 @@ void try_search(const linnet::Trellis &which)
         return;
 
     Buffer<float> residual(count);
+    Found found(count);
     for (const float bad : {-0.1f, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
-        CHECK(search(tables, trellis, bad, residual, index, symbols, levels) == LINNET_ERROR_ARGUMENT);
+        CHECK(search(tables, trellis, bad, residual, index, found) == LINNET_ERROR_ARGUMENT);
     const size_t at = size_t(between(0, int64_t(count) - 1));
     if (known < LINNET_MAX_TABLES) {
         index[at] = uint8_t(between(int64_t(known), 255));
-        CHECK(search(tables, trellis, 0.1f, residual, index, symbols, levels) == LINNET_ERROR_ARGUMENT);
+        CHECK(search(tables, trellis, 0.1f, residual, index, found) == LINNET_ERROR_ARGUMENT);
         CHECK(decode(tables, stream, index, result, steps) != LINNET_OK);
     }
 }
@@ -350,13 +364,14 @@ void try_unpaired_tables()
     const size_t count = size_t(between(0, 5));
     Buffer<float> residual(count);
     Buffer<uint8_t> index(count), stream(16);
-    Buffer<int16_t> symbols(count), levels(count);
+    Buffer<int16_t> levels(count);
     for (size_t i = 0; i < count; i++)
         index[i] = uint8_t(between(0, int64_t(half) - 1));
     for (size_t i = 0; i < 16; i++)
         stream[i] = i % 4 == 2;
-    CHECK(search(tables, 8, 0.1f, residual, index, symbols, levels) == LINNET_ERROR_ARGUMENT);
-    CHECK(search(tables, 0, 0.1f, residual, index, symbols, levels) == LINNET_OK);
+    Found found(count);
+    CHECK(search(tables, 8, 0.1f, residual, index, found) == LINNET_ERROR_ARGUMENT);
+    CHECK(search(tables, 0, 0.1f, residual, index, found) == LINNET_OK);
     linnet_rans_decoder decoder;
     CHECK(linnet_rans_decode_start(&decoder, stream.get(), stream.size) == LINNET_OK);
     CHECK(linnet_rans_decode(tables.made, &decoder, 64, index.get(), count, levels.get()) == LINNET_ERROR_ARGUMENT);
@@ -778,21 +793,26 @@ void try_null_beside_good_arguments()
     CHECK(tables.make() == LINNET_OK);
     const auto search_without = [&](int missing, size_t count) {
         Buffer<float> residual(count);
-        Buffer<uint8_t> index(count), workspace(linnet_search_size(count));
+        Buffer<uint8_t> index(count), workspace(linnet_search_size(count)), coded_with(count);
         Buffer<int16_t> symbols(count), levels(count);
+        size_t coded;
         std::fill(index.get(), index.get() + count, uint8_t(0));
         const linnet_tables *made = missing == 0 ? nullptr : tables.made;
         return linnet_search(made, 64, 0.1f, missing == 1 ? nullptr : residual.get(),
                              missing == 2 ? nullptr : index.get(), count, missing == 3 ? nullptr : workspace.get(),
-                             missing == 4 ? nullptr : symbols.get(), missing == 5 ? nullptr : levels.get());
+                             missing == 4 ? nullptr : levels.get(), missing == 5 ? nullptr : symbols.get(),
+                             missing == 6 ? nullptr : coded_with.get(), missing == 7 ? nullptr : &coded);
     };
-    for (int missing = 0; missing < 7; missing++) {
-        CHECK(search_without(missing, 3) == (missing < 6 ? LINNET_ERROR_ARGUMENT : LINNET_OK));
-        CHECK(search_without(missing, 0) == (missing ? LINNET_OK : LINNET_ERROR_ARGUMENT));
+    for (int missing = 0; missing < 9; missing++) {
+        CHECK(search_without(missing, 3) == (missing < 8 ? LINNET_ERROR_ARGUMENT : LINNET_OK));
+        CHECK(search_without(missing, 0) == (missing && missing != 7 ? LINNET_OK : LINNET_ERROR_ARGUMENT));
     }
+    size_t coded;
+    const auto search_nothing = [&](int trellis) {
+        return linnet_search(tables.made, trellis, 0.1f, nullptr, nullptr, 0, nullptr, nullptr, nullptr, nullptr, &coded);
+    };
     for (const int trellis : {-64, -1, 1, 2, 7, 16, 65, 128})
-        CHECK(linnet_search(tables.made, trellis, 0.1f, nullptr, nullptr, 0, nullptr, nullptr, nullptr) ==
-              LINNET_ERROR_ARGUMENT);
+        CHECK(search_nothing(trellis) == LINNET_ERROR_ARGUMENT);
 
     Buffer<uint8_t> stream(16), index(1);
     Buffer<int16_t> levels(1);
@@ -802,7 +822,7 @@ void try_null_beside_good_arguments()
     linnet_rans_decoder decoder;
     CHECK(linnet_rans_decode_start(&decoder, stream.get(), stream.size) == LINNET_OK);
     for (const int trellis : {0, 8, 64}) {
-        CHECK(linnet_search(tables.made, trellis, 0.1f, nullptr, nullptr, 0, nullptr, nullptr, nullptr) == LINNET_OK);
+        CHECK(search_nothing(trellis) == LINNET_OK && !coded);
         CHECK(linnet_rans_decode(nullptr, &decoder, trellis, nullptr, 0, nullptr) == LINNET_ERROR_ARGUMENT);
         CHECK(linnet_rans_decode(tables.made, nullptr, trellis, nullptr, 0, nullptr) == LINNET_ERROR_ARGUMENT);
         CHECK(linnet_rans_decode(tables.made, &decoder, trellis, nullptr, 1, levels.get()) == LINNET_ERROR_ARGUMENT);
