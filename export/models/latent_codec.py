@@ -235,7 +235,7 @@ class LatentCodec(nn.Module):
         here = np.ones(residuals.shape[1:3], bool) if mask is None else mask.cpu().numpy() > 0
         levels = np.zeros_like(residuals)
         bits = lengths = None
-        coded = ~self.entropy_tables.skip[:SCALE_TABLES]
+        coded = self.entropy_tables.radii[:SCALE_TABLES] > 0
         if not self.training:
             bits = np.zeros_like(residuals)
             lengths = code_lengths(self.entropy_tables.frequencies, self.entropy_tables.radii, core.MAX_SYMBOL + 1)
