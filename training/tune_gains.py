@@ -22,6 +22,7 @@ from ..calibration.qat import to_full_scale
 from ..export.bundling import count_symbols, load_codec
 from ..export.models.latent_codec import GAIN_ANCHORS, LatentCodec
 from ..runtime import core
+from .bias import correct_bias
 from .data import Photographs
 from .train import COUNTED_CROPS, centre, decibels, distortion
 
@@ -126,8 +127,11 @@ def main() -> None:
             codec, images, structure=arguments.distortion == "ms-ssim", rounds=arguments.rounds, moved=bar.update
         )
     print("saved at each anchor: " + ", ".join(f"{share:.1%}" for share in saved))
+    symbols = count_symbols(codec, counted)
+    codec.entropy_tables = core.EntropyTables(*fitted_tables(symbols.numpy()))
+    correct_bias(codec, counted)
     state = {"architecture": codec.architecture, "average": codec.state_dict()}
-    torch.save(state | {"symbol_counts": count_symbols(codec, counted)}, arguments.out)
+    torch.save(state | {"symbol_counts": symbols}, arguments.out)
 
 
 if __name__ == "__main__":
