@@ -66,8 +66,8 @@ class Bundle:
     `table_offsets` (100, latent + hyper channels) int16, `hyper_parameters` (2 * hyper channels,) int8,
     `companding` (256,) int8 and `entropy_tables`. `trellis` is how many states the trellis has along which symbols are
     quantised: the second half of the tables belongs to its second quantiser. Without one it is 0. `scale_tables` are
-    those that scales choose from. `log_scales` (256,) int8 turns the scales that the networks give into log-scales; None
-    where they give those.
+    those that scales choose from. `log_scales` (256,) int8 turns the scales that the networks give into log-scales;
+    None where they give those.
     A codec without hyper-latents has 0 `hyper_channels` and `latent_parameters` (2 * latent channels,) int8 instead.
     """
 

@@ -174,7 +174,8 @@ class _FrameEncoder:
                 for ready in encoder.ready():
                     encoder.hold(ready)
         self._held = True
-        trial = self._at_quality(first_guess(8 * budget / pixels))
+        guess = first_guess(self._codec.bundle, self.finest.held, 8 * budget / pixels)
+        trial = self._at_quality(guess)
         curve, sizes = RateCurve(self._codec.bundle, pixels // BLOCK**2), dict[int, int]()
 
         def note(number: int, payload: bytes, _: int) -> None:
@@ -230,6 +231,11 @@ class _LevelEncoder:
         for piece in self._pieces(area):
             self._held[piece] = self._analyse(piece).copy()
         self.rows.forget(area.bottom - self.halo)
+
+    @property
+    def held(self) -> list[np.ndarray]:
+        """The latents that are kept, (h, w, C) each."""
+        return list(self._held.values())
 
     def encode_all(self) -> int:
         """Code every band; returns how many bytes the payloads have."""

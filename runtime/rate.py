@@ -1,15 +1,16 @@
 """A frame into a given number of bytes: the quality is found with one more entropy pass, and no more analysis.
 
-The first pass codes the frame at a guessed quality and keeps what the networks predicted for a sample of the symbols:
-means, entropy tables, values. From these follows what the same frame would take at any other quality, to a few percent
-over the whole range and to one percent nearby, because predictions hardly depend on it. The second pass is the file; as
-its tiles come out, those still to come make up for the error.
+The first pass codes the frame at a quality that is guessed from the magnitudes of its latents, and keeps what the
+networks predicted for a sample of the symbols: means, entropy tables, values. From these follows what the same frame
+would take at any other quality, to a few percent over the whole range and to one percent nearby, because predictions
+hardly depend on it. The second pass is the file; as its tiles come out, those still to come make up for the error.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +19,17 @@ from . import core
 from .bundle import Bundle
 from .errors import UsageError
 from .latents import GAIN_EXP, code_lengths, rounding_offsets
+from .tiles import BLOCK
 
 SAMPLED_POSITIONS = 4096
 """Latent positions whose symbols are kept, spread over the frame in whole rows."""
-USUAL_RATE = {15: 0.1, 90: 1.2}
-"""Bits per pixel of photographs at two qualities, between which their logarithm is nearly linear: the first guess."""
+GUESSING_POSITIONS = 256
+"""Latent positions, spread over the frame, from which the first pass' quality is guessed."""
+STEP_SHARE = 1 / 3
+"""Of a quantisation step: latents below it take few bits, whatever is predicted of them."""
+USUAL_RATE = 1.55, 1.14
+"""Photographs take a * s**b bits per pixel, within a sixth of that, where s is `_magnitude_bits`. The package's codecs
+on 25 training pictures, at qualities 5 to 100: a is 1.54 to 1.61, b 1.09 to 1.16."""
 CONTEXT_LOSS = 0.0015, 60
 """Predictions are worse from coarser contexts: by this share of the rate per step of quality, below this quality."""
 LARGEST_CORRECTION = 4
@@ -103,11 +110,24 @@ class RateCurve:
         return low if wanted / self.relative(low) < self.relative(high) / wanted else high
 
 
-def first_guess(bits_per_pixel: float) -> int:
-    """The quality at which photographs take about `bits_per_pixel`; not an extreme one, from which all are far away."""
-    (low, low_rate), (high, high_rate) = USUAL_RATE.items()
-    share = math.log(bits_per_pixel / low_rate) / math.log(high_rate / low_rate)
-    return min(max(round(low + share * (high - low)), 15), 90)
+def first_guess(bundle: Bundle, latents: Sequence[np.ndarray], bits_per_pixel: float) -> int:
+    """The quality at which a frame of these latents (h, w, C), in full-scale units, takes about `bits_per_pixel`: from
+    their magnitudes alone."""
+    positions = [values.reshape(-1, values.shape[-1]) for values in latents]
+    every = max(1, sum(map(len, positions)) // GUESSING_POSITIONS)
+    magnitude = 512 * np.abs(np.concatenate([values[every // 2 :: every] for values in positions]))
+    factor, power = USUAL_RATE
+
+    def takes_more(quality: int) -> bool:
+        return bool(factor * _magnitude_bits(bundle, magnitude, quality) ** power > bits_per_pixel)
+
+    return bisect.bisect_left(range(2, 100), True, key=takes_more) + 2
+
+
+def _magnitude_bits(bundle: Bundle, magnitude: np.ndarray, quality: int) -> float:
+    """Bits per pixel that say magnitudes (n, C), in quarters, to within STEP_SHARE of the quality's steps."""
+    step = STEP_SHARE / 2**GAIN_EXP * bundle.gains[quality - 1, : magnitude.shape[1]].astype(np.float32)
+    return 0.5 * float(np.log2(1 + np.square(magnitude / step)).sum()) / (len(magnitude) * BLOCK**2)
 
 
 class SizeTarget:

@@ -9,6 +9,7 @@ from book_decoder import decode as decode_by_the_book
 import linnet
 from linnet.cli import main
 from linnet.runtime.bundle import Bundle
+from linnet.runtime.codec import Codec
 from linnet.runtime.errors import UsageError
 from linnet.runtime.rate import SizeTarget, first_guess
 from linnet.runtime.reader import Reader
@@ -29,6 +30,18 @@ def test_the_size_is_met(bits_per_pixel: float, tile: int) -> None:
     data = linnet.encode(image, size=size, tile=tile, threads=1)
     assert abs(len(data) / size - 1) <= 0.03
     assert linnet.encode(image, size=size, tile=tile, threads=2) == data  # whoever finishes first
+
+
+@pytest.mark.parametrize("bundle", ["camera", "micro", "camera-ms-ssim"])
+def test_photographs_of_one_tile_or_two_meet_a_size(bundle: str) -> None:
+    """No tile is left to make up for a wrong estimate: a step of quality is 4 % of the bytes."""
+    data = pytest.importorskip("skimage.data")
+    codec, errors = Codec.open(bundle, threads=1), []
+    for image in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket()):
+        for bits_per_pixel in (0.1, 0.4):
+            size = round(bits_per_pixel * image[..., 0].size / 8)
+            errors.append(abs(len(codec.encode(np.ascontiguousarray(image), size=size)) / size - 1))
+    assert np.mean(errors) <= 0.02 and max(errors) <= 0.04
 
 
 def test_a_size_that_is_the_size_of_a_quality_gives_that_quality() -> None:
@@ -156,6 +169,11 @@ def test_later_tiles_make_up_for_earlier_ones() -> None:
     assert max(used) - min(used) <= 4
 
 
-def test_the_first_guess_rises_with_the_rate() -> None:
-    guesses = [first_guess(rate) for rate in (0.001, 0.1, 0.3, 0.8, 2.0, 24.0)]
-    assert guesses == sorted(guesses) and 1 < guesses[0] < guesses[3] < guesses[-1] < 100
+def test_the_first_guess_rises_with_the_rate_and_falls_with_what_there_is_to_write() -> None:
+    bundle, rng = Bundle.open("micro"), np.random.default_rng(5)
+    latents = [rng.laplace(0, 0.02, (height, 7, bundle.latent_channels)).astype(np.float32) for height in (40, 3)]
+    guesses = [first_guess(bundle, latents, rate) for rate in (1e-6, 0.1, 0.5, 2.0, 100.0)]
+    assert guesses == sorted(guesses) and guesses[0] == 2 and guesses[-1] == 100
+    assert guesses[0] < guesses[1] < guesses[2] < guesses[3] < guesses[4]
+    assert first_guess(bundle, [2 * values for values in latents], 0.5) < guesses[2]
+    assert first_guess(bundle, [np.zeros((4, 4, bundle.latent_channels), np.float32)], 0.5) == 100
