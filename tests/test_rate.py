@@ -41,7 +41,7 @@ def test_photographs_of_one_tile_or_two_meet_a_size(bundle: str) -> None:
         for bits_per_pixel in (0.1, 0.4):
             size = round(bits_per_pixel * image[..., 0].size / 8)
             errors.append(abs(len(codec.encode(np.ascontiguousarray(image), size=size)) / size - 1))
-    assert np.mean(errors) <= 0.02 and max(errors) <= 0.04
+    assert np.mean(errors) <= 0.02 and max(errors) <= 0.05
 
 
 def test_a_size_that_is_the_size_of_a_quality_gives_that_quality() -> None:
